@@ -1,0 +1,50 @@
+"""Where the result is measured, and what it must reach."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from onnxshrink.config.base import Model, SizeBytes
+
+
+class Target(Model):
+    """An execution provider with its options; drift, accuracy and latency are measured on each."""
+
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """Execution provider. One that the session silently drops is an error."""
+    threads: int = Field(default=1, gt=0)
+    """Intra-op threads."""
+    batch: int = Field(default=1, gt=0)
+    """Samples per inference while latency is measured."""
+    options: dict[str, Any] = {}
+    """Provider options, passed on to ONNX Runtime."""
+    latency_seconds: float = Field(default=3.0, gt=0)
+    """Longest time to spend on measuring the latency of one variant; four times as long before a gate is inconclusive."""
+
+    @property
+    def name(self) -> str:
+        """``cpu`` or ``cpu x2, batch 8``: short, and different for different targets of one run."""
+        threads = f" x{self.threads}" if self.threads != 1 else ""
+        return f"{self.provider}{threads}" + (f", batch {self.batch}" if self.batch != 1 else "")
+
+
+class Gates(Model):
+    """Limits a variant must keep. One that is not given is not checked; one whose metric is missing fails."""
+
+    max_accuracy_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest loss of the task metric against the original, in the metric's own unit (0.01 is one point of top-1)."""
+    min_sqnr_db: float | None = None
+    """Smallest signal-to-quantization-noise ratio of any output against the float reference, in dB."""
+    max_size: SizeBytes | None = None
+    """Largest model file, external data included."""
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Largest p50 latency in milliseconds."""
+    strict: bool = False
+    """Let an inconclusive gate fail."""
+
+
+Select: TypeAlias = Literal["smallest", "fastest", "most_accurate"]

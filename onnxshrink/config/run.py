@@ -1,0 +1,113 @@
+"""The whole config of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from onnxshrink.config.base import Model
+from onnxshrink.config.data import DataRoles
+from onnxshrink.config.gates import Gates, Select, Target
+from onnxshrink.config.source import ModelSource
+from onnxshrink.config.stages import Export, Stage
+from onnxshrink.core.artifact import Kind
+
+
+class RunConfig(Model):
+    """A model, its data, what to do with it, where to measure it and what it must reach."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run's folder; the config file's name by default."""
+    model: ModelSource
+    """Where the model comes from."""
+    data: DataRoles = DataRoles()
+    """Which samples serve which purpose."""
+    stages: tuple[Stage, ...] = ()
+    """The trunk: what is done to the model, in order."""
+    variants: dict[str, tuple[Stage, ...]] = Field(default={"model": ()}, min_length=1)
+    """Branches that continue the trunk; each is measured, and one is selected."""
+    targets: tuple[Target, ...] = Field(default=(Target(),), min_length=1)
+    """Where to measure."""
+    gates: Gates = Gates()
+    """What a variant must reach to be selected."""
+    select: Select = "smallest"
+    """Which of the variants that pass every gate wins."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+    def branches(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
+        """Every variant with its whole chain, trunk first."""
+        for name, tail in self.variants.items():
+            yield name, (*self.stages, *tail)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        for misfit in self._misfits():
+            raise misfit
+        return self
+
+    def _misfits(self) -> Iterator[PydanticCustomError]:
+        """Everything that is right by itself and does not fit together."""
+        kind = yield from self._chain(self.model.gives, self.stages, ("stages",))
+        for name, tail in self.variants.items():
+            if not _is_name(name):
+                yield _misfit(("variants", name), f"{name!r} cannot name a folder", "letters, digits, '.', '_' and '-'")
+            end = yield from self._chain(kind, tail, ("variants", name))
+            if end != "onnx":
+                yield _misfit(
+                    ("variants", name),
+                    f"the variant {name!r} ends as a {end} model, which ONNX Runtime cannot run",
+                    "a chain that ends as an ONNX model",
+                    "add {kind: export} to `stages`",
+                )
+        yield from self._data_misfits()
+        names = [target.name for target in self.targets]
+        if len(set(names)) != len(names):
+            yield _misfit(("targets",), "two targets are the same", "targets that differ in provider, threads or batch")
+
+    def _chain(self, kind: Kind, stages: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[Any]:
+        for index, stage in enumerate(stages):
+            loc = (*at, index)
+            if stage.takes != kind:
+                yield _misfit(
+                    loc,
+                    f"{stage.kind!r} takes a {stage.takes} model and is given a {kind} model",
+                    f"a stage that takes {kind}",
+                    "put {kind: export} before it" if kind == "torch" else "move it before 'export'",
+                )
+            for role in stage.needs:
+                if self.data.of(role) is None:
+                    yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
+            kind = stage.gives
+        return kind
+
+    def _data_misfits(self) -> Iterator[PydanticCustomError]:
+        evaluation = self.data.evaluation
+        if self.gates.max_accuracy_drop is not None and (evaluation is None or evaluation.metric is None):
+            yield _misfit(
+                ("gates", "max_accuracy_drop"),
+                "there is nothing to measure accuracy with",
+                "data.evaluation with a metric and labels",
+                "data: {evaluation: {npz: …, metric: top1}}",
+            )
+        if self.gates.min_sqnr_db is not None and evaluation is None:
+            yield _misfit(("gates", "min_sqnr_db"), "there is nothing to measure drift on", "data.evaluation")
+        if self.select == "most_accurate" and (evaluation is None or evaluation.metric is None):
+            yield _misfit(("select",), "there is nothing to measure accuracy with", "data.evaluation with a metric")
+
+    def export_settings(self) -> Export:
+        """How networks beside the trunk, such as the teacher, are exported: as the first `export` of the config says."""
+        stages = [stage for _, chain in self.branches() for stage in chain]
+        return next((stage for stage in stages if isinstance(stage, Export)), Export())
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name[0] not in ".-" and all(c.isalnum() or c in "._-" for c in name)
+
+
+def _misfit(loc: tuple[str | int, ...], what: str, want: str, fix: str | None = None) -> PydanticCustomError:
+    context: dict[str, Any] = {"what": what, "want": want, "fix": fix, "loc": loc}
+    return PydanticCustomError("misfit", "{what}", context)

@@ -1,0 +1,180 @@
+"""Settings of every stage. A stage's kind, file, function and config class carry the same name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import Field
+
+from onnxshrink.config.base import EntryPoint, FilePath, Model, Ratio
+from onnxshrink.config.data import Role
+from onnxshrink.core.artifact import Kind
+
+CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+
+
+class StageSettings(Model):
+    """What the pipeline needs to know of a stage: what flows in and out, and which data it reads."""
+
+    takes: ClassVar[Kind]
+    gives: ClassVar[Kind]
+    needs: ClassVar[tuple[Role, ...]] = ()
+    uses: ClassVar[tuple[Role, ...]] = ()
+    """Data that is read where it is given, and done without where it is not."""
+    version: ClassVar[int] = 1
+    """Raised when the stage's meaning changes, so that no older result is taken for a new one."""
+
+
+class Training(Model):
+    """How weights are learned: AdamW with a cosine schedule, seeded."""
+
+    epochs: int = Field(default=8, gt=0)
+    """Passes over the training data."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate."""
+    batch_size: int = Field(default=64, gt=0)
+    """Samples per step."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """AdamW's decoupled weight decay."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target's mass that is spread over all classes."""
+
+
+class Teacher(Model):
+    """The network a student learns from: given with weights, or trained in place from labels."""
+
+    factory: EntryPoint
+    """`package.module:function` that returns a `torch.nn.Module` with the student's inputs."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    weights: FilePath | None = None
+    """State dict of a trained teacher."""
+    train: Training | None = None
+    """Train the teacher from the labels of `data.train` first. None uses it as it is."""
+
+
+class Distill(Training, StageSettings):
+    """Teach the student the teacher's outputs (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network")."""
+
+    takes: ClassVar[Kind] = "torch"
+    gives: ClassVar[Kind] = "torch"
+    needs: ClassVar[tuple[Role, ...]] = ("train",)
+
+    kind: Literal["distill"] = "distill"
+    teacher: Teacher
+    """The network to learn from."""
+    temperature: float = Field(default=4.0, gt=0)
+    """Softens both distributions; the loss is scaled by its square."""
+    alpha: Ratio = 0.9
+    """Weight of the teacher; `1 - alpha` is that of the labels. Without labels the teacher has all of it."""
+
+
+class PruneChannels(StageSettings):
+    """Remove whole channels, and whatever depends on them (Fang et al. 2023, "DepGraph")."""
+
+    takes: ClassVar[Kind] = "torch"
+    gives: ClassVar[Kind] = "torch"
+
+    kind: Literal["prune_channels"] = "prune_channels"
+    pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the channels to remove; the output layer is kept."""
+    importance: Literal["magnitude_l1", "magnitude_l2"] = "magnitude_l2"
+    """What makes a channel worth keeping."""
+    scope: Literal["per_layer", "global"] = "per_layer"
+    """Rank channels within each layer, or across the whole network."""
+    round_to: int = Field(default=1, gt=0)
+    """Keep a multiple of this many channels."""
+    ignore: tuple[str, ...] = ()
+    """Names of modules to leave alone."""
+
+
+class Finetune(Training, StageSettings):
+    """Train further, usually to recover from pruning: from labels, or against a teacher."""
+
+    takes: ClassVar[Kind] = "torch"
+    gives: ClassVar[Kind] = "torch"
+    needs: ClassVar[tuple[Role, ...]] = ("train",)
+
+    kind: Literal["finetune"] = "finetune"
+    teacher: Teacher | None = None
+    """Learn from this network as well; None learns from labels alone."""
+    temperature: float = Field(default=4.0, gt=0)
+    """As in `distill`; without meaning where there is no teacher."""
+    alpha: Ratio = 0.9
+    """As in `distill`; without meaning where there is no teacher."""
+    epochs: int = Field(default=4, gt=0)
+    """Passes over the training data."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+
+
+class Export(StageSettings):
+    """Write the torch network as ONNX, and check that both give the same numbers at two batch sizes."""
+
+    takes: ClassVar[Kind] = "torch"
+    gives: ClassVar[Kind] = "onnx"
+
+    kind: Literal["export"] = "export"
+    opset: int = Field(default=20, ge=13, le=23)
+    """ONNX opset version."""
+    exporter: Literal["dynamo", "torchscript"] = "dynamo"
+    """`torchscript` is the classic tracer, for networks the newer exporter cannot take."""
+    max_abs_error: float = Field(default=1e-4, gt=0)
+    """Largest difference allowed, relative to the largest output: max|onnx - torch| <= max_abs_error * max(1, max|torch|)."""
+
+
+class Optimize(StageSettings):
+    """Rewrite the float graph into fewer and better-quantizable nodes; the result is compared on real samples."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+    uses: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["optimize"] = "optimize"
+    max_abs_error: float = Field(default=1e-4, gt=0)
+    """Largest difference allowed between input and result, relative to the largest output."""
+
+
+class Calibrate(StageSettings):
+    """Observe activations on the calibration data once; every quantize stage on the same model shares the result."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "ranges"
+    needs: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["calibrate"] = "calibrate"
+
+
+class QuantizeStatic(StageSettings):
+    """ONNX Runtime's static quantization, with ranges from our own one-pass calibration."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+    needs: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["quantize_static"] = "quantize_static"
+    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
+    """One scale for each weight tensor, or one for each of its output channels."""
+    types: Literal["u8s8", "s8s8", "u8u8"] = "u8s8"
+    """Activation and weight types; `u8s8` is the fastest on x86."""
+    format: Literal["qdq", "qoperator"] = "qdq"
+    """QuantizeLinear/DequantizeLinear pairs that the runtime fuses, or integer operators in the file itself."""
+    method: CalibrationMethod = "minmax"
+    """How the range of an activation follows from its observed values."""
+    percentile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.9999
+    """For `method: percentile`: share of the values that the range covers."""
+    reduce_range: bool = False
+    """Use 7 bits for weights; for x86 processors without VNNI, whose 16-bit sums may saturate."""
+    op_types: tuple[str, ...] | None = None
+    """Quantize only these operator types; None takes all that ONNX Runtime can."""
+    exclude_nodes: tuple[str, ...] = ()
+    """Names of nodes to leave in float. A name that matches nothing is an error."""
+
+
+Stage: TypeAlias = Annotated[
+    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic, Field(discriminator="kind")
+]
+"""What a config may list."""
+
+AnyStage: TypeAlias = Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | Calibrate
+"""What the pipeline can run: the config's stages, and those that they derive."""

@@ -1,0 +1,203 @@
+"""What a run found out, as plain data: metrics with intervals, verdicts with reasons, steps with facts.
+
+The JSON is the record. Tables and pages are drawn from it, and a report written years ago can still be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from onnxshrink.core.artifact import Facts
+
+SCHEMA = 1
+"""Raised when the meaning of a field changes; adding a field does not raise it."""
+
+Outcome: TypeAlias = Literal["passed", "failed", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured number.
+
+    Attributes:
+        name: What was measured, such as ``latency_ratio``.
+        value: The number; None when it has no finite value (the SQNR of identical outputs), and ``note`` says why.
+        unit: ``ms``, ``bytes``, ``dB``, ``ratio``, ``count`` or empty.
+        lo: Lower end of the 95% interval, or None where the number is exact.
+        hi: Upper end.
+        target: The execution target it was measured on, or None where it does not depend on one.
+        output: The model output it belongs to, or None.
+        note: Anything a reader must know to use the number.
+    """
+
+    name: str
+    value: float | None
+    unit: str = ""
+    lo: float | None = None
+    hi: float | None = None
+    target: str | None = None
+    output: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One gate applied to one metric.
+
+    Attributes:
+        gate: The gate's name in the config, such as ``max_accuracy_drop``.
+        limit: The configured limit.
+        outcome: passed, failed, or inconclusive when the interval straddles the limit.
+        reason: One line that a person can act on.
+        target: The execution target, or None.
+    """
+
+    gate: str
+    limit: float
+    outcome: Outcome
+    reason: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One arrow of the run: which stage, on which branch, what it said of its work.
+
+    Attributes:
+        name: ``distill`` or ``int8_per_channel/quantize_static``.
+        kind: The stage's kind.
+        digest: Digest of the artifact it gave.
+        cached: True if the store had it.
+        seconds: How long the work took when it was done.
+        facts: What the stage says of its work.
+    """
+
+    name: str
+    kind: str
+    digest: str
+    cached: bool
+    seconds: float
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One row of the comparison: a model and everything measured on it.
+
+    Attributes:
+        name: The variant's name, or ``teacher``, ``source`` or ``reference``.
+        role: ``original`` is what the user brought, ``reference`` the float ONNX model that drift and latency are
+            measured against, ``variant`` a branch of the config.
+        model: Path of the ``.onnx`` file.
+        digest: sha256 of the artifact.
+        metrics: Everything measured.
+        verdicts: One per gate and target; empty for rows that are not variants.
+    """
+
+    name: str
+    role: Literal["original", "reference", "variant"]
+    model: str
+    digest: str
+    metrics: tuple[Metric, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+
+    def metric(self, name: str, *, target: str | None = None, output: str | None = None) -> Metric | None:
+        """The first metric of that name, of that target and output where they are given."""
+        for metric in self.metrics:
+            if metric.name == name and target in (None, metric.target) and output in (None, metric.output):
+                return metric
+        return None
+
+    @property
+    def outcome(self) -> Outcome:
+        """failed if any gate failed, else inconclusive if any is, else passed."""
+        return worst([verdict.outcome for verdict in self.verdicts])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a run leaves as evidence.
+
+    Attributes:
+        name: The run's name.
+        config: The full config, defaults filled in.
+        candidates: Original, reference and variants.
+        steps: Every stage that ran or was found.
+        winner: Name of the selected variant, or None when none passed.
+        selection: Why that one.
+        machine: Processor, memory, operating system.
+        versions: Library versions.
+        seconds: Wall time of the whole run.
+        warnings: What the user should know.
+        schema: Version of this layout.
+    """
+
+    name: str
+    config: dict[str, Any]
+    candidates: tuple[Candidate, ...]
+    steps: tuple[Step, ...]
+    winner: str | None
+    selection: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def variants(self) -> tuple[Candidate, ...]:
+        """The rows that are branches of the config."""
+        return tuple(candidate for candidate in self.candidates if candidate.role == "variant")
+
+    def candidate(self, name: str) -> Candidate:
+        """The row of that name."""
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+    def to_json(self) -> str:
+        """The report as JSON text; floats that are not finite never get in."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Read a report of this or an older schema; fields this version does not know are left out."""
+        raw = json.loads(text)
+        raw["candidates"] = tuple(
+            _known(
+                Candidate,
+                row
+                | {
+                    "metrics": tuple(_known(Metric, metric) for metric in row["metrics"]),
+                    "verdicts": tuple(_known(Verdict, verdict) for verdict in row["verdicts"]),
+                },
+            )
+            for row in raw["candidates"]
+        )
+        raw["steps"] = tuple(_known(Step, step) for step in raw["steps"])
+        raw["warnings"] = tuple(raw.get("warnings", ()))
+        report: Report = _known(Report, raw)
+        return report
+
+    @staticmethod
+    def read(path: Path) -> Report:
+        """Read ``report.json``."""
+        return Report.from_json(path.read_text(encoding="utf-8"))
+
+
+def _known(kind: Any, raw: dict[str, Any]) -> Any:
+    return kind(**{name: value for name, value in raw.items() if name in kind.__dataclass_fields__})
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """failed over inconclusive over passed."""
+    order: tuple[Outcome, ...] = ("failed", "inconclusive")
+    return next((outcome for outcome in order if outcome in outcomes), "passed")
+
+
+def finite(value: float) -> float | None:
+    """``value`` as a plain float, or None where it is infinite or NaN, which JSON cannot hold."""
+    return float(value) if math.isfinite(value) else None

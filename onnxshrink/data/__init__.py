@@ -1,0 +1,1 @@
+"""Samples, streamed: every reader gives the same batches each time it is iterated."""

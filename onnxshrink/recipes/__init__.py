@@ -1,0 +1,1 @@
+"""Ready configs and the small reference models they use."""

@@ -1,0 +1,1 @@
+"""The only wrappers of onnx models, ONNX Runtime sessions and torch networks."""

@@ -1,0 +1,178 @@
+"""ONNX Runtime sessions: opened as asked or refused, never on another provider than the one named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+from onnxshrink.config.gates import Target
+from onnxshrink.core.errors import ModelError, ProviderError
+from onnxshrink.core.tensors import Array, Batch, TensorSpec
+
+Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+# ONNX Runtime's spelling of element types, and numpy's.
+_DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}
+
+
+class Session:
+    """An inference session whose provider is the one that was asked for.
+
+    Args:
+        model: Path of an ``.onnx`` or ``.ort`` file, or serialized model bytes.
+        target: Provider, threads and provider options.
+        optimization: ONNX Runtime's graph optimization level; ``all`` is what a deployed model gets.
+        config: Session config entries, such as ``{"session.disable_quant_qdq": "1"}``.
+        save_optimized: Also write the graph that ONNX Runtime runs to this path.
+        name: What to call the model in messages, if ``model`` is bytes.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        ProviderError: The provider is not installed, or the session silently fell back.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        target: Target | None = None,
+        *,
+        optimization: Optimization = "all",
+        config: Mapping[str, str] | None = None,
+        save_optimized: Path | None = None,
+        name: str | None = None,
+    ) -> None:
+        target = target or Target()
+        self.name = name or (str(model) if isinstance(model, Path) else "model in memory")
+        self.target = target
+        provider = require_provider(target)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = target.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = _LEVELS[optimization]
+        options.log_severity_level = 3
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
+        if save_optimized is not None:
+            options.optimized_model_filepath = str(save_optimized)
+        providers: list[Any] = [(provider, {str(k): str(v) for k, v in target.options.items()})]
+        if provider != "CPUExecutionProvider":
+            providers.append("CPUExecutionProvider")
+        try:
+            self._session = ort.InferenceSession(
+                os.fspath(model) if isinstance(model, Path) else model, options, providers=providers
+            )
+        except Exception as e:  # ORT raises a dozen unrelated types, RuntimeException and Fail among them
+            raise ModelError(
+                f"ONNX Runtime cannot load the model: {_first_line(e)}",
+                where=self.name,
+                got=type(e).__name__,
+                want=f"an ONNX model that onnxruntime {ort.__version__} can run",
+            ) from e
+        refuse_fallback(provider, self._session.get_providers(), where=self.name)
+        self.inputs: tuple[TensorSpec, ...] = tuple(map(_spec, self._session.get_inputs()))
+        self.outputs: tuple[TensorSpec, ...] = tuple(map(_spec, self._session.get_outputs()))
+
+    @property
+    def providers(self) -> list[str]:
+        """ONNX Runtime's names of the providers in use, the asked one first."""
+        return list(self._session.get_providers())
+
+    def run(self, batch: Batch, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """One inference.
+
+        Args:
+            batch: Input name to array; an array that is no input, such as ``labels``, is left out.
+            outputs: Names of the outputs wanted; all by default.
+
+        Returns:
+            Output name to array.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the batch.
+        """
+        names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
+        feed = {spec.name: np.ascontiguousarray(batch[spec.name]) for spec in self.inputs}
+        try:
+            values = self._session.run(names, feed)
+        except (RuntimeException, ValueError, RuntimeError) as e:
+            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
+        return dict(zip(names, values, strict=True))
+
+    def bind(self, batch: Batch) -> ort.IOBinding:
+        """Inputs and outputs bound once, for inference without copies between host and device.
+
+        On CUDA the inputs are copied to the device here and outputs stay there, so `run_bound` times the network alone.
+        """
+        binding = self._session.io_binding()
+        device = "cuda" if self.target.provider == "cuda" else "cpu"
+        for spec in self.inputs:
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch[spec.name]), device, 0)
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec in self.outputs:
+            binding.bind_output(spec.name, device)
+        binding.synchronize_inputs()
+        return binding
+
+    def run_bound(self, binding: ort.IOBinding) -> None:
+        """One inference on bound inputs; returns when the device is done."""
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+
+def require_provider(target: Target) -> str:
+    """ONNX Runtime's name of the target's provider.
+
+    Raises:
+        ProviderError: This build of ONNX Runtime does not have it.
+    """
+    wanted = _PROVIDERS[target.provider]
+    available = ort.get_available_providers()
+    if wanted not in available:
+        raise ProviderError(
+            f"the execution provider {target.provider!r} is not available here",
+            got=", ".join(available),
+            want=wanted,
+            fix="pip install onnxruntime-gpu" if target.provider == "cuda" else "reinstall onnxruntime",
+        )
+    return wanted
+
+
+def refuse_fallback(wanted: str, got: Sequence[str], *, where: str) -> None:
+    """Raise where a session runs on other providers than the one that was asked for.
+
+    Raises:
+        ProviderError: ``wanted`` is not the first of ``got``.
+    """
+    if not got or got[0] != wanted:
+        raise ProviderError(
+            f"ONNX Runtime dropped {wanted} without an error",
+            where=where,
+            got=", ".join(got) or "no provider",
+            want=wanted,
+            fix="check that the provider's libraries load (for CUDA: matching CUDA and cuDNN), or change `targets`",
+        )
+
+
+def _spec(argument: Any) -> TensorSpec:
+    element = argument.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(
+        dim if isinstance(dim, (int, str)) else f"dim_{axis}" for axis, dim in enumerate(argument.shape or ())
+    )
+    return TensorSpec(argument.name, _DTYPES.get(element, element), shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

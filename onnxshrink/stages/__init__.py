@@ -1,0 +1,59 @@
+"""The table of stages: settings in, work out. The only registry; mypy proves it complete."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import assert_never
+
+from onnxshrink.config.stages import (
+    AnyStage,
+    Calibrate,
+    Distill,
+    Export,
+    Finetune,
+    Optimize,
+    PruneChannels,
+    QuantizeStatic,
+)
+from onnxshrink.stages.context import Context, Work
+
+__all__ = ["Context", "Work", "work_of"]
+
+
+def work_of(stage: AnyStage) -> Work:
+    """The function that does a stage's work, its settings bound.
+
+    Imports are local so that a run loads only the frameworks of the stages it has to run: a cached torch trunk costs no
+    torch import.
+    """
+    match stage:
+        case Distill():
+            from onnxshrink.stages.distill import distill
+
+            return partial(distill, stage)
+        case PruneChannels():
+            from onnxshrink.stages.prune_channels import prune_channels
+
+            return partial(prune_channels, stage)
+        case Finetune():
+            from onnxshrink.stages.finetune import finetune
+
+            return partial(finetune, stage)
+        case Export():
+            from onnxshrink.stages.export import export
+
+            return partial(export, stage)
+        case Optimize():
+            from onnxshrink.stages.optimize import optimize
+
+            return partial(optimize, stage)
+        case Calibrate():
+            from onnxshrink.stages.calibrate import calibrate
+
+            return partial(calibrate, stage)
+        case QuantizeStatic():
+            from onnxshrink.stages.quantize_static import quantize_static
+
+            return partial(quantize_static, stage)
+        case _:
+            assert_never(stage)

@@ -1,0 +1,1 @@
+"""Proof: drift, accuracy, latency and footprint of a candidate against its reference."""
