@@ -50,11 +50,11 @@ class EntryData(DataSettings):
 
 def _which_data(value: Any) -> str:
     keys = value if isinstance(value, dict) else type(value).model_fields
-    return next((key for key in ("npy", "entry") if key in keys), "npz")
+    return "NpyData" if "npy" in keys else "EntryData" if "entry" in keys else "NpzData"
 
 
 Data: TypeAlias = Annotated[
-    Annotated[NpzData, Tag("npz")] | Annotated[NpyData, Tag("npy")] | Annotated[EntryData, Tag("entry")],
+    Annotated[NpzData, Tag("NpzData")] | Annotated[NpyData, Tag("NpyData")] | Annotated[EntryData, Tag("EntryData")],
     Discriminator(_which_data),
 ]
 

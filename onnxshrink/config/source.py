@@ -28,7 +28,6 @@ class FactorySource(Model):
     """A torch network: a function that builds the module, and its weights."""
 
     gives: ClassVar[Kind] = "torch"
-    version: ClassVar[int] = 1
 
     factory: EntryPoint
     """`package.module:function` that returns a `torch.nn.Module`."""
@@ -51,7 +50,6 @@ class OnnxSource(Model):
     """An ONNX model, with its external data if it has any."""
 
     gives: ClassVar[Kind] = "onnx"
-    version: ClassVar[int] = 1
 
     onnx: FilePath
     """The `.onnx` file."""
@@ -59,9 +57,9 @@ class OnnxSource(Model):
 
 def _which_source(value: Any) -> str:
     keys = value if isinstance(value, dict) else type(value).model_fields
-    return "onnx" if "onnx" in keys else "factory"
+    return "OnnxSource" if "onnx" in keys else "FactorySource"
 
 
 ModelSource: TypeAlias = Annotated[
-    Annotated[FactorySource, Tag("factory")] | Annotated[OnnxSource, Tag("onnx")], Discriminator(_which_source)
+    Annotated[FactorySource, Tag("FactorySource")] | Annotated[OnnxSource, Tag("OnnxSource")], Discriminator(_which_source)
 ]

@@ -21,8 +21,6 @@ class StageSettings(Model):
     needs: ClassVar[tuple[Role, ...]] = ()
     uses: ClassVar[tuple[Role, ...]] = ()
     """Data that is read where it is given, and done without where it is not."""
-    version: ClassVar[int] = 1
-    """Raised when the stage's meaning changes, so that no older result is taken for a new one."""
 
 
 class Training(Model):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeAlias
 
-Kind: TypeAlias = Literal["torch", "onnx", "ort", "ranges"]
+Kind: TypeAlias = Literal["torch", "onnx", "ort", "ranges", "evidence"]
 Digest = NewType("Digest", str)
 """Hexadecimal sha256."""
 
@@ -27,7 +27,7 @@ class Artifact:
     """A stage's result: immutable, known by what it contains.
 
     Attributes:
-        kind: What the folder holds: a torch network as data, an ONNX model, an ORT model or calibration ranges.
+        kind: What the folder holds: a torch network as data, an ONNX or ORT model, calibration ranges, or measurements.
         path: A read-only folder, in the store once the stage is done.
         digest: sha256 over the folder's relative file names and bytes.
     """

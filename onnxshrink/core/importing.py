@@ -84,6 +84,42 @@ def load_entry(entry: str) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
+def require_entry(entry: str) -> None:
+    """Check without importing anything that ``entry`` can be there: its module is found, and defines the name.
+
+    Raises:
+        ConfigError: The module cannot be found, or nothing in it has that name.
+    """
+    module_name, attribute = split_entry(entry)
+    source_digest(entry)
+    path = _source_file(module_name)
+    try:
+        tree = ast.parse(path.read_bytes() if path else b"")
+    except SyntaxError as e:
+        raise ConfigError(
+            f"{module_name!r} is not valid Python: {e.msg}", where=f"{path}:{e.lineno}", got=entry
+        ) from e
+    names = {name for node in ast.walk(tree) for name in _defines(node)}
+    if attribute.partition(".")[0] not in names and not names & {"*", "__getattr__"}:
+        raise ConfigError(
+            f"{module_name!r} has no {attribute!r}",
+            where=str(path),
+            got=entry,
+            want="package.module:callable",
+            fix=did_you_mean(attribute, sorted(names)),
+        )
+
+
+def _defines(node: ast.AST) -> Iterator[str]:
+    """The names that a statement may bind."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield node.name
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+
+
 def split_entry(entry: str) -> tuple[str, str]:
     """``("package.module", "attribute")`` of an entry."""
     module_name, colon, attribute = entry.partition(":")

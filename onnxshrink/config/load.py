@@ -1,0 +1,245 @@
+"""From a YAML file to a `RunConfig`: overrides applied, every mistake told with its file and line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from onnxshrink.config.run import RunConfig
+from onnxshrink.core.errors import ConfigError, ConfigErrors
+from onnxshrink.core.importing import search_path
+from onnxshrink.core.tensors import did_you_mean
+
+Location: TypeAlias = tuple[int | str, ...]
+
+_STEP = re.compile(r"(?:^|\.)([^.\[\]=]+)|\[(\d+)\]")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file.
+
+    Args:
+        path: The YAML file; relative paths in it start at its folder.
+        overrides: Values that take precedence, such as ``stages[0].epochs=2``; the value is YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or anything in it is wrong; all mistakes are told at once.
+    """
+    document = _read_yaml(path)
+    for override in overrides:
+        _apply(document, override)
+    document.setdefault("name", path.stem)
+    return validate(document, base=path.parent, origin=path.name)
+
+
+def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config") -> RunConfig:
+    """Turn plain values into a `RunConfig`.
+
+    Args:
+        document: The config; where ruamel.yaml read it, messages name the line.
+        base: The folder at which relative paths start.
+        origin: What to call the document in messages.
+
+    Raises:
+        ConfigError: Anything in it is wrong; all mistakes are told at once.
+    """
+    try:
+        with search_path(base):
+            return RunConfig.model_validate(document, context={"base": base})
+    except ValidationError as e:
+        errors = [_explain(error, document, origin) for error in e.errors(include_url=False)]
+        raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from e
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"the config file cannot be read: {e.strerror if isinstance(e, OSError) else 'it is not UTF-8 text'}",
+            where=str(path),
+            want="a YAML file",
+        ) from e
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        problem = (e.problem or str(e)).strip()
+        raise ConfigError(
+            f"the config file is not valid YAML: {problem}", where=f"{path.name}:{line}", want="YAML 1.2, each key once"
+        ) from e
+    except YAMLError as e:
+        raise ConfigError(f"the config file is not valid YAML: {e}", where=path.name, want="YAML 1.2") from e
+    if not isinstance(document, Mapping):
+        raise ConfigError(
+            "the config file holds no options",
+            where=path.name,
+            got=type(document).__name__ if document is not None else "an empty file",
+            want="options such as `model: {onnx: model.onnx}`",
+        )
+    return document
+
+
+def _apply(document: Any, override: str) -> None:
+    """Set one value of the document, as ``--set`` asks."""
+    path, equals, text = override.partition("=")
+    steps: list[int | str] = [key or int(index) for key, index in _STEP.findall(path)]
+    spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+    if not equals or not steps or spelled != path.strip():
+        raise ConfigError(
+            f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
+        )
+    value = YAML(typ="rt").load(text)
+    here = document
+    for done, step in enumerate(steps[:-1]):
+        if isinstance(here, Mapping) and isinstance(step, str):
+            here = here.setdefault(step, {}) if step not in here else here[step]
+        else:
+            here = _item(here, step, override, steps[:done])
+    last = steps[-1]
+    if isinstance(last, int) or not isinstance(here, Mapping):
+        _item(here, last, override, steps[:-1])
+    here[last] = value
+
+
+def _item(here: Any, step: int | str, override: str, done: Sequence[int | str]) -> Any:
+    if isinstance(here, list) and isinstance(step, int) and step < len(here):
+        return here[step]
+    what = f"a list of {len(here)}" if isinstance(here, list) else f"the value {here!r}"
+    raise ConfigError(
+        f"the override {override!r} leads nowhere",
+        where="--set",
+        got=f"{_dotted(tuple(done)) or 'the config'} is {what}",
+        want=f"something that has {_dotted((step,))}",
+    )
+
+
+def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
+    """One of pydantic's findings in our words."""
+    context = error.get("ctx", {})
+    loc: Location = context["loc"] if error["type"] == "misfit" else error["loc"]
+    path, line = _find(document, loc)
+    where = f"{origin}:{line}  {_dotted(path)}" if line else f"{origin}  {_dotted(path)}"
+    got = _shorten(error["input"])
+    match error["type"]:
+        case "misfit":
+            return ConfigError(context["what"], where=where, want=context["want"], fix=context["fix"])
+        case "extra_forbidden":
+            key = str(loc[-1])
+            known = _keys_at(loc[:-1])
+            fix = did_you_mean(key, known) or "remove it"
+            return ConfigError(f"unknown option {key!r}", where=where, got=key, want=", ".join(known), fix=fix)
+        case "missing":
+            return ConfigError(f"the option {loc[-1]!r} is missing", where=where, want=f"{loc[-1]}: …")
+        case "union_tag_invalid":
+            tag, known = str(context["tag"]), re.findall(r"'([^']+)'", str(context["expected_tags"]))
+            return ConfigError(
+                f"unknown stage {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
+            )
+        case "union_tag_not_found":
+            return ConfigError("a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like")
+        case "literal_error":
+            known = re.findall(r"'([^']+)'", str(context["expected"]))
+            fix = did_you_mean(str(error["input"]), known)
+            return ConfigError(f"{got} is no choice here", where=where, got=got, want=", ".join(known), fix=fix)
+        case "path_missing":
+            fix = "relative paths start at the config file's folder"
+            return ConfigError(error["msg"], where=where, got=got, want="an existing file", fix=fix)
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            return ConfigError(f"the value is wrong: {message}", where=where, got=got, want=message)
+
+
+def _find(document: Any, loc: Location) -> tuple[Location, int | None]:
+    """The part of ``loc`` that exists in the document (pydantic adds union tags to it), and its line from 1."""
+    here, path, line = document, [], None
+    for step in loc:
+        if isinstance(here, Mapping) and step in here:
+            line = _line(here, step) or line
+        elif not (isinstance(here, Sequence) and not isinstance(here, str) and isinstance(step, int)):
+            if step == loc[-1] and isinstance(here, Mapping) and not _is_tag(step, here):
+                path.append(step)  # a missing key: its parent's line is the place to add it
+            continue
+        else:
+            line = _line(here, step) or line
+        here = here[step]
+        path.append(step)
+    return tuple(path), line
+
+
+def _is_tag(step: int | str, here: Mapping[Any, Any]) -> bool:
+    return here.get("kind") == step
+
+
+def _line(here: Any, step: int | str) -> int | None:
+    marks = getattr(getattr(here, "lc", None), "data", None) or {}
+    return marks[step][0] + 1 if step in marks else None
+
+
+def _dotted(loc: Location) -> str:
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc)
+    return text.removeprefix(".")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(dict(value) if isinstance(value, Mapping) else value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _keys_at(loc: Location) -> list[str]:
+    """The options that the model at ``loc`` has."""
+    annotation: Any = RunConfig
+    for step in loc:
+        annotation = _step_into(annotation, step)
+    for member in _members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return list(member.model_fields)
+    return []
+
+
+def _step_into(annotation: Any, step: int | str) -> Any:
+    """The type one step further: a field, an item, or the union member with that tag."""
+    for member in _members(annotation):
+        if get_origin(member) is tuple:
+            return get_args(member)[0]
+        if get_origin(member) is dict:
+            return get_args(member)[1]
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            if step in member.model_fields:
+                field = member.model_fields[str(step)]
+                return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            if step in _tags(annotation, member):
+                return member
+    return annotation
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, without their annotations; the type itself where it is none."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, type(int | str)):
+        return tuple(member for part in get_args(annotation) for member in _members(part))
+    return (annotation,)
+
+
+def _tags(annotation: Any, member: type[BaseModel]) -> set[str]:
+    """What discriminates ``member`` in a union: its `kind`, or its `Tag`."""
+    tags = {str(member.model_fields["kind"].default)} if "kind" in member.model_fields else set()
+    parts = [annotation]
+    while parts:
+        part = parts.pop()
+        if get_origin(part) is Annotated:
+            base, *marks = get_args(part)
+            if base is member:
+                tags |= {mark.tag for mark in marks if isinstance(mark, Tag)}
+            parts.append(base)
+        elif get_origin(part) in (Union, type(int | str)):
+            parts.extend(get_args(part))
+    return tags

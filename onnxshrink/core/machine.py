@@ -1,0 +1,48 @@
+"""Where a run took place: what a reader of the report must know to compare its figures."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = (
+    "onnxshrink", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "pydantic",
+    "safetensors", "torch", "torch-pruning",
+)  # fmt: skip
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, instruction sets that matter for int8, cores this process may use, memory and operating system."""
+    flags, model = _cpuinfo()
+    return {
+        "processor": model or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "features": [name for name in _FEATURES if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
+
+
+def versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:
+    """Installed versions of the libraries that a result depends on; those that are not installed are left out."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> tuple[set[str], str | None]:
+    """Feature flags and the model name; empty where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    fields = dict(reversed([tuple(map(str.strip, row.split(":", 1))) for row in rows if ":" in row]))
+    return set((fields.get("flags") or fields.get("Features") or "").split()), fields.get("model name")

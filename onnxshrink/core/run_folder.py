@@ -1,0 +1,72 @@
+"""What a run leaves: one folder, replaced as a whole, so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from onnxshrink.core.artifact import Artifact, files_of
+from onnxshrink.core.errors import StoreError
+from onnxshrink.core.report import Report
+
+REPORT_FILE = "report.json"
+
+
+def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> None:
+    """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
+
+    Another run of the same name waits its turn and then replaces the folder in turn.
+
+    Args:
+        report: Its candidates' ``model`` is the path of the ``.onnx`` file below ``folder``.
+        models: Candidate name to artifact.
+        folder: ``runs/<name>``.
+
+    Raises:
+        StoreError: The folder cannot be written, or it holds something that no run has left.
+    """
+    parent, hidden = folder.parent, f".{folder.name}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not (folder / REPORT_FILE).is_file() and any(folder.iterdir()):
+            raise StoreError(
+                "the run's folder holds files that are not a run's",
+                where=str(folder),
+                want="an empty folder, or an earlier run",
+                fix="choose another `name` in the config, or another folder: --runs PATH",
+            )
+        with FileLock(parent / f"{hidden}.lock"):
+            fresh, old = parent / f"{hidden}.new", parent / f"{hidden}.old"
+            for leftover in (fresh, old):  # of a run that was killed while it held the lock
+                shutil.rmtree(leftover, ignore_errors=True)
+            fresh.mkdir()
+            for candidate in report.candidates:
+                _copy(models[candidate.name], (fresh / candidate.model).parent)
+            if report.winner is not None:
+                _copy(models[report.winner], fresh)
+            (fresh / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+            os.sync()
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(old)
+            fresh.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        raise StoreError(
+            f"the run's folder cannot be written: {e.strerror or e}",
+            where=str(e.filename or folder),
+            want="a folder that can be written, with room on the disk",
+            fix="free some space, or name another folder: --runs PATH",
+        ) from e
+
+
+def _copy(artifact: Artifact, folder: Path) -> None:
+    """Copy an artifact's files, writable again: the store's own stay as they are."""
+    for path in files_of(artifact.path):
+        target = folder / path.relative_to(artifact.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)

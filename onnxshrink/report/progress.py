@@ -1,0 +1,99 @@
+"""What a run shows while it works: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0
+"""Least time between two plain progress lines of one step."""
+
+
+class LiveEvents:
+    """Bars that come and go, and a line for each finished step; for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}", style="dim"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> LiveEvents:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, step: str) -> None:
+        """Show a bar without an end."""
+        self._tasks[step] = self._progress.add_task(escape(step), total=None, detail="")
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """Move the bar."""
+        if step not in self._tasks:
+            self.started(step)
+        self._progress.update(self._tasks[step], completed=done, total=total, detail=escape(detail))
+
+    def finished(self, step: str, seconds: float, *, cached: bool) -> None:
+        """Replace the bar by a line."""
+        if step in self._tasks:
+            self._progress.remove_task(self._tasks.pop(step))
+        self._console.print(finished_line(step, seconds, cached=cached), highlight=False)
+
+    def warned(self, text: str) -> None:
+        """Print a warning above the bars."""
+        self._console.print(f"[yellow]warning[/] {escape(text)}", highlight=False)
+
+
+class PlainEvents:
+    """One line when a step starts, now and then while it works, and when it is done; for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: dict[str, float] = {}
+
+    def started(self, step: str) -> None:
+        """Start the step's clock, so that what is quick says nothing while it works."""
+        self._last[step] = time.monotonic()
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """A line every `PLAIN_SECONDS`."""
+        now = time.monotonic()
+        if now - self._last.setdefault(step, now) >= PLAIN_SECONDS:
+            self._last[step] = now
+            self._line(f"  …     {step}: {done} of {total}{', ' + detail if detail else ''}")
+
+    def finished(self, step: str, seconds: float, *, cached: bool) -> None:
+        """A line."""
+        self._line(finished_line(step, seconds, cached=cached))
+
+    def warned(self, text: str) -> None:
+        """A line."""
+        self._line(f"warning {escape(text)}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def finished_line(step: str, seconds: float, *, cached: bool) -> str:
+    """``  3.1 s  distill`` or ``cached  distill``, in rich's markup."""
+    took = "[dim]cached[/]" if cached else f"{seconds:4.1f} s"
+    return f"{took}  {escape(step)}"
+
+
+def listener(console: Console) -> AbstractContextManager[Any]:
+    """The listener that fits where ``console`` writes to; use it as a context manager."""
+    return LiveEvents(console) if console.is_terminal else nullcontext(PlainEvents(console))

@@ -1,0 +1,150 @@
+"""A report as a person reads it in a terminal: one table per target, verdicts in words, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from onnxshrink.core.report import Candidate, Metric, Outcome, Report
+
+_MARKS: dict[Outcome, tuple[str, str]] = {
+    "passed": ("passed", "green"),
+    "failed": ("FAILED", "red"),
+    "inconclusive": ("unsure", "yellow"),
+}
+
+
+def print_report(report: Report, console: Console, folder: Path | None = None) -> None:
+    """Print the comparison, the verdicts that need words, and the winner's path.
+
+    Args:
+        report: What to print.
+        console: Where to.
+        folder: The run's folder, for the path of the winner.
+    """
+    targets = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target)) or [None]
+    for target in targets:
+        console.print()
+        console.print(_table(report, target, titled=len(targets) > 1))
+    _print_verdicts(report, console)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+    console.print()
+    style = "bold green" if report.winner else "bold red"
+    console.print(Text(report.selection, style=style))
+    if report.winner and folder is not None:
+        console.print(f"  model   {escape(str(folder / 'model.onnx'))}", highlight=False, soft_wrap=True)
+    if folder is not None:
+        console.print(f"  report  {escape(str(folder / 'report.json'))}", highlight=False, soft_wrap=True)
+
+
+def _table(report: Report, target: str | None, *, titled: bool) -> Table:
+    metric = _task_metric(report)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=f"on {target}" if titled else None
+    )
+    table.add_column("", no_wrap=True)
+    for header in ("size", metric or "accuracy", "drop", "SQNR", "latency", "× reference", "gates"):
+        table.add_column(header, justify="left" if header == "gates" else "right", no_wrap=True)
+    for candidate in report.candidates:
+        table.add_row(*_row(candidate, target, metric, winner=candidate.name == report.winner))
+    return table
+
+
+def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
+    def measured(name: str) -> Metric | None:
+        return candidate.metric(name, target=target) or candidate.metric(name)
+
+    ratio = measured("latency_ratio")
+    verdict = Text("")
+    if candidate.verdicts:
+        mark, style = _MARKS[candidate.outcome]
+        verdict = Text(mark, style=style)
+    elif candidate.role == "variant":
+        verdict = Text("none set", style="dim")
+    name = Text(f"{'▸ ' if winner else '  '}{candidate.name}", style="bold" if winner else "")
+    return [
+        name,
+        Text(_bytes(measured("size_bytes"))),
+        Text(_score(measured(metric) if metric else None)),
+        Text(_drop(measured("accuracy_drop"), metric)),
+        Text(_worst_sqnr(candidate, target)),
+        Text(_milliseconds(measured("latency_p50_ms"))),
+        Text(_ratio(ratio), style=_ratio_style(ratio)),
+        verdict,
+    ]
+
+
+def _print_verdicts(report: Report, console: Console) -> None:
+    """The reasons of everything that did not plainly pass."""
+    rows = [(c.name, v) for c in report.variants for v in c.verdicts if v.outcome != "passed"]
+    if rows:
+        console.print()
+    for name, verdict in rows:
+        mark, style = _MARKS[verdict.outcome]
+        line = Text.assemble((f"{mark:<7}", style), f"{name} {verdict.gate}: {verdict.reason}")
+        console.print(line, highlight=False)
+
+
+def _task_metric(report: Report) -> str | None:
+    names = {m.name for c in report.candidates for m in c.metrics}
+    return next((name for name in ("top1", "top5", "mae", "rmse") if name in names), None)
+
+
+def _worst_sqnr(candidate: Candidate, target: str | None) -> str:
+    found = [m for m in candidate.metrics if m.name == "sqnr_db" and target in (None, m.target)]
+    if not found:
+        return ""
+    values = [m.value for m in found if m.value is not None]
+    if values:
+        return f"{min(values):.1f} dB"
+    return "same" if found[0].note and "identical" in found[0].note else "n/a"
+
+
+def format_bytes(value: float) -> str:
+    """``12.3 kB``: decimal units, three digits."""
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _bytes(metric: Metric | None) -> str:
+    return format_bytes(metric.value) if metric and metric.value is not None else ""
+
+
+def _score(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
+        return ""
+    return f"{metric.value:.1%}" if metric.unit == "ratio" else f"{metric.value:.4g}"
+
+
+def _drop(metric: Metric | None, task: str | None) -> str:
+    if metric is None or metric.value is None:
+        return ""
+    if task in ("top1", "top5"):
+        return f"{100 * metric.value:+.1f} pt".replace("-", "−")  # noqa: RUF001
+    return f"{metric.value:+.3g}"
+
+
+def _milliseconds(metric: Metric | None) -> str:
+    return f"{metric.value:.3g} ms" if metric and metric.value is not None else ""
+
+
+def _ratio(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
+        return ""
+    interval = f" [{metric.lo:.2f}–{metric.hi:.2f}]" if metric.lo is not None and metric.hi is not None else ""  # noqa: RUF001
+    return f"{metric.value:.2f}{interval}"
+
+
+def _ratio_style(metric: Metric | None) -> str:
+    """Green where faster beyond doubt, red where slower beyond doubt."""
+    if metric is None or metric.lo is None or metric.hi is None:
+        return ""
+    return "green" if metric.hi < 1 else "red" if metric.lo > 1 else ""

@@ -1,0 +1,169 @@
+"""How stages are run: each arrow is looked up by everything that can change its result, and done only if it is new."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnxshrink
+from onnxshrink.config.base import fingerprint
+from onnxshrink.config.data import DataRoles, Role
+from onnxshrink.config.source import ModelSource, OnnxSource
+from onnxshrink.config.stages import AnyStage
+from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_file, digest_json
+from onnxshrink.core.errors import DependencyError
+from onnxshrink.core.events import Events
+from onnxshrink.core.machine import versions
+from onnxshrink.core.report import Step
+from onnxshrink.core.store import Entry, Store
+from onnxshrink.stages import work_of
+from onnxshrink.stages.context import Context
+from onnxshrink.stages.source import open_source
+
+_ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
+_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim")
+_TORCH_LIBRARIES = ("numpy", "safetensors", "torch", "torch-pruning")
+
+
+class Memo:
+    """Runs stages through the store, and keeps a record of every step.
+
+    A step's key covers the stage's settings with the contents of the files they name, the source of the stage itself and
+    of every user callable, the input artifact, the data it may read, the seed, and the versions of the libraries it uses.
+
+    Args:
+        store: Where results are kept.
+        data: Every data role of the config; a stage sees those it declares.
+        seed: Seed of everything random.
+        events: Listener for progress.
+    """
+
+    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events) -> None:
+        self._store = store
+        self._data = data
+        self._seed = seed
+        self._events = events
+        self._steps: dict[Digest, tuple[Step, Artifact]] = {}
+        self._data_keys: dict[Role, Any] = {}
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step of this run, in the order in which they were finished, each once."""
+        return tuple(step for step, _ in self._steps.values())
+
+    def open(self, source: ModelSource, name: str = "source") -> Artifact:
+        """The artifact of a model source."""
+        key = {"settings": fingerprint(source), "seed": self._seed, "code": _code()}
+        if isinstance(source, OnnxSource):
+            from onnxshrink.runtime.graph import external_files
+
+            key["external"] = {file.name: digest_file(file) for file in sorted(external_files(source.onnx))}
+        key["libraries"] = _libraries({source.gives})
+
+        def work(folder: Path) -> Facts:
+            return open_source(source, folder, seed=self._seed)
+
+        return self.once(name, "source", key, source.gives, work)
+
+    def derive(self, stage: AnyStage, artifact: Artifact, name: str | None = None) -> Artifact:
+        """The result of ``stage`` on ``artifact``."""
+        name = name or stage.kind
+        roles = (*stage.needs, *stage.uses)
+        key = {
+            "settings": fingerprint(stage),
+            "input": artifact.digest,
+            "seed": self._seed,
+            "data": {role: self.data_key(role) for role in roles},
+            "code": _code(),
+            "libraries": _libraries({stage.takes, stage.gives}),
+        }
+
+        def work(folder: Path) -> Facts:
+            require_torch({stage.takes, stage.gives}, stage.kind)
+            return work_of(stage)(artifact, folder, self.context(name, roles))
+
+        return self.once(name, stage.kind, key, stage.gives, work)
+
+    def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
+        """Run ``stages`` one after the other.
+
+        Returns:
+            ``artifact`` and the result of each stage.
+        """
+        results = [artifact]
+        for stage in stages:
+            results.append(self.derive(stage, results[-1], prefix + stage.kind))
+        return results
+
+    def context(self, step: str, roles: Iterable[Role]) -> Context:
+        """What a stage may see of the run."""
+        return Context(
+            step=step,
+            data=DataRoles(**{role: self._data.of(role) for role in roles}),
+            seed=self._seed,
+            events=self._events,
+            open=lambda source: self.open(source, f"{step} ▸ source"),
+            derive=lambda stage, artifact: self.derive(stage, artifact, f"{step} ▸ {stage.kind}"),
+        )
+
+    def data_key(self, role: Role) -> Any:
+        """The fingerprint of a role's data, computed once a run; None where there is none."""
+        if role not in self._data_keys:
+            settings = self._data.of(role)
+            self._data_keys[role] = None if settings is None else fingerprint(settings)
+        return self._data_keys[role]
+
+    def once(self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Any) -> Artifact:
+        """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it."""
+        digest = digest_json(key | {"kind": kind})
+        if digest in self._steps:
+            return self._steps[digest][1]
+        entry = self._store.find(digest, gives)
+        if entry is None:
+            self._events.started(name)
+            entry = self._store.make(digest, gives, work, time.perf_counter)
+        self._record(digest, name, kind, entry)
+        return entry.artifact
+
+    def facts(self, artifact: Artifact) -> Facts:
+        """What the stage that gave ``artifact`` in this run said of its work."""
+        return next(step.facts for step, made in self._steps.values() if made == artifact)
+
+    def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
+        seconds = round(entry.seconds, 3)
+        step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, entry.facts)
+        self._steps[key] = (step, entry.artifact)
+        self._events.finished(name, seconds, cached=entry.cached)
+
+
+def require_torch(kinds: set[Kind], what: str) -> None:
+    """Raise where a step needs torch and it is not installed.
+
+    Raises:
+        DependencyError: torch, torch-pruning or safetensors is missing.
+    """
+    if "torch" not in kinds:
+        return
+    for module, package in (("torch", "torch"), ("torch_pruning", "torch-pruning"), ("safetensors", "safetensors")):
+        if importlib.util.find_spec(module) is None:
+            raise DependencyError(
+                f"{what!r} works on a torch network, and {package!r} is not installed",
+                want="the torch extra",
+                fix="pip install 'onnxshrink[torch]'",
+            )
+
+
+@cache
+def _code() -> Digest:
+    """Digest of our own source up to the stages: an edited or upgraded stage never meets its old results."""
+    package = Path(onnxshrink.__file__).parent
+    files = (path for room in _ROOMS for path in (package / room).glob("*.py"))
+    return digest_json({path.relative_to(package).as_posix(): digest_file(path) for path in files})
+
+
+def _libraries(kinds: set[Kind]) -> dict[str, str]:
+    return versions((*(_TORCH_LIBRARIES if "torch" in kinds else ()), *(_ONNX_LIBRARIES if kinds - {"torch"} else ())))

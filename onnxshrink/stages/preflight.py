@@ -1,0 +1,52 @@
+"""What can be found wrong before any work is done: missing packages, providers, entry points, data that does not fit."""
+
+from __future__ import annotations
+
+from onnxshrink.config.data import EntryData
+from onnxshrink.config.run import RunConfig
+from onnxshrink.config.source import FactorySource
+from onnxshrink.config.stages import Distill, Finetune
+from onnxshrink.core.importing import require_entry
+from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.runtime.session import require_provider
+from onnxshrink.stages.memo import require_torch
+
+
+def preflight(config: RunConfig) -> None:
+    """Raise what would otherwise be found only after minutes of training.
+
+    Raises:
+        ShrinkError: Of the kind that the mistake is.
+    """
+    stages = [stage for _, chain in config.branches() for stage in chain]
+    require_torch({config.model.gives, *(stage.takes for stage in stages)}, "the model")
+    for target in config.targets:
+        require_provider(target)
+    for entry in _entries(config):
+        require_entry(entry)
+    specs = model_inputs(config)
+    for role in dict.fromkeys(role for stage in stages for role in (*stage.needs, *stage.uses)):
+        if settings := config.data.of(role):
+            open_reader(settings, specs)
+    if config.data.evaluation is not None:
+        open_reader(config.data.evaluation, specs, labels=config.data.evaluation.metric is not None)
+
+
+def model_inputs(config: RunConfig) -> tuple[TensorSpec, ...]:
+    """What the model takes, as the config or the ONNX file says."""
+    if isinstance(config.model, FactorySource):
+        return config.model.specs
+    return input_specs(load_model(config.model.onnx))
+
+
+def _entries(config: RunConfig) -> list[str]:
+    """Every entry point that the config names."""
+    entries = [config.model.factory] if isinstance(config.model, FactorySource) else []
+    for _, chain in config.branches():
+        teachers = (stage.teacher for stage in chain if isinstance(stage, (Distill, Finetune)))
+        entries += [teacher.factory for teacher in teachers if teacher is not None]
+    roles = (config.data.train, config.data.calibration, config.data.evaluation)
+    entries += [data.entry for data in roles if isinstance(data, EntryData)]
+    return list(dict.fromkeys(entries))
