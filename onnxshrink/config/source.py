@@ -61,5 +61,6 @@ def _which_source(value: Any) -> str:
 
 
 ModelSource: TypeAlias = Annotated[
-    Annotated[FactorySource, Tag("FactorySource")] | Annotated[OnnxSource, Tag("OnnxSource")], Discriminator(_which_source)
+    Annotated[FactorySource, Tag("FactorySource")] | Annotated[OnnxSource, Tag("OnnxSource")],
+    Discriminator(_which_source),
 ]

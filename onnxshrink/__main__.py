@@ -1,0 +1,53 @@
+"""``python -m onnxshrink``: the command line, with every error in the form that errors have."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+from onnxshrink.core.errors import ShrinkError
+
+
+def main() -> None:
+    """Run the command line and exit: 0 passed, 1 a gate failed, 2 the user can fix it, 3 our bug."""
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(arguments: list[str]) -> int:
+    from onnxshrink.cli import app
+
+    try:
+        return int(app(args=arguments, standalone_mode=False) or 0)
+    except ShrinkError as e:
+        return _tell(e, arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as e:  # anything else is our bug, and the traceback is what a report of it needs
+        from typer import Abort, Exit
+
+        if isinstance(e, Exit):
+            return e.exit_code
+        if isinstance(e, Abort):
+            return 130
+        if hasattr(e, "show") and hasattr(e, "exit_code"):  # click's usage errors
+            e.show()
+            return 2
+        traceback.print_exc()
+        print("\nthis is a bug in onnxshrink: please report it with the lines above", file=sys.stderr)
+        return 3
+
+
+def _tell(error: ShrinkError, arguments: list[str]) -> int:
+    if "--json" in arguments:
+        fields = {name: getattr(error, name) for name in ("what", "where", "got", "want", "fix")}
+        print(json.dumps({"error": {"kind": type(error).__name__, **fields}}, indent=2))
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

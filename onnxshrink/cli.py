@@ -1,0 +1,200 @@
+"""The command line. Each command is a few lines over the Python API; frameworks are imported only when one runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxshrink.core.report import Report
+
+app = typer.Typer(
+    help="Shrink a PyTorch or ONNX model for the device it must run on, and prove that it still works.",
+    epilog="Exit status: 0 passed, 1 a gate failed, 2 you can fix it (the message says how), 3 a bug of ours.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output, and nothing else.")]
+
+
+class Granularity(StrEnum):
+    """Choices of ``--granularity``."""
+
+    per_tensor = "per_tensor"
+    per_channel = "per_channel"
+
+
+class Types(StrEnum):
+    """Choices of ``--types``: activations, weights."""
+
+    u8s8 = "u8s8"
+    s8s8 = "s8s8"
+    u8u8 = "u8u8"
+
+
+class Format(StrEnum):
+    """Choices of ``--format``."""
+
+    qdq = "qdq"
+    qoperator = "qoperator"
+
+
+class Method(StrEnum):
+    """Choices of ``--method``."""
+
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False
+) -> None:
+    if version:
+        from onnxshrink import __version__
+
+        typer.echo(f"onnxshrink {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The YAML config.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a value: stages[0].epochs=2", metavar="PATH=VALUE")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs and the store are kept.")] = Path("runs"),
+    *,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run a config: every stage, every variant, every measurement; leave the winner and its evidence."""
+    from onnxshrink.config.load import load_config
+    from onnxshrink.pipeline import run as run_pipeline
+
+    settings = load_config(config, overrides or [])
+    with _listening(quiet=quiet, as_json=as_json) as (events, console):
+        report = run_pipeline(settings, runs=runs, base=config.parent, events=events)
+    _show(report, console, folder=runs / report.name, as_json=as_json)
+    return 0 if report.winner else 1
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="The float ONNX model.")],
+    data: Annotated[Path, typer.Option(help="Calibration samples: an .npz of the model's inputs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the int8 model.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--eval-data", help="Held-out samples to measure on; the calibration samples if none."),
+    ] = None,
+    granularity: Annotated[
+        Granularity, typer.Option(help="One scale per tensor, or per channel.")
+    ] = Granularity.per_channel,
+    types: Annotated[Types, typer.Option(help="Types of activations and weights.")] = Types.u8s8,
+    format_: Annotated[Format, typer.Option("--format", help="How the file says int8.")] = Format.qdq,
+    method: Annotated[Method, typer.Option(help="How ranges follow from the samples.")] = Method.minmax,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Name of a node to leave in float; may be repeated.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
+    *,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> int:
+    """Quantize an ONNX model to int8, and measure what that changed."""
+    from onnxshrink.oneline import quantize as quantize_model
+
+    stage = {
+        "granularity": granularity.value,
+        "types": types.value,
+        "format": format_.value,
+        "method": method.value,
+        "exclude_nodes": exclude or [],
+    }
+    with _listening(quiet=quiet, as_json=as_json) as (events, console):
+        report = quantize_model(model, data, out, evaluation=evaluation, stage=stage, threads=threads, events=events)
+    _show(report, console, as_json=as_json)
+    console.print(f"  model   {out}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(help="The model to compare with.")],
+    candidate: Annotated[Path, typer.Argument(help="The model in question.")],
+    data: Annotated[Path, typer.Option(help="Samples: an .npz of the models' inputs, with `labels` for accuracy.")],
+    metric: Annotated[str | None, typer.Option(help="top1, top5, mae or rmse; top1 if there are labels.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
+    max_accuracy_drop: Annotated[float | None, typer.Option(help="Fail above this drop, such as 0.01.")] = None,
+    min_sqnr_db: Annotated[float | None, typer.Option(help="Fail below this SQNR.")] = None,
+    max_latency_ratio: Annotated[
+        float | None, typer.Option(help="Fail above this latency relative to the reference.")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Fail above this size, such as '60 kB'.")] = None,
+    *,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> int:
+    """Compare two ONNX models on the same samples: drift, accuracy, size and latency."""
+    from onnxshrink.oneline import compare as compare_models
+
+    gates = {
+        "max_accuracy_drop": max_accuracy_drop,
+        "min_sqnr_db": min_sqnr_db,
+        "max_latency_ratio": max_latency_ratio,
+        "max_size": max_size,
+    }
+    given = {name: value for name, value in gates.items() if value is not None}
+    with _listening(quiet=quiet, as_json=as_json) as (events, console):
+        report = compare_models(reference, candidate, data, metric=metric, gates=given, threads=threads, events=events)
+    _show(report, console, as_json=as_json)
+    return 0 if report.winner else 1
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the config, for editors."""
+    from onnxshrink.config.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+@contextmanager
+def _listening(*, quiet: bool, as_json: bool) -> Iterator[tuple[Any, Console]]:
+    """A listener for progress and the console for the result; progress goes to standard error."""
+    from rich.console import Console
+
+    from onnxshrink.core.events import Silent
+    from onnxshrink.report.progress import listener
+
+    console = Console(quiet=quiet or as_json)
+    if quiet or as_json:
+        yield Silent(), console
+        return
+    with listener(Console(stderr=True)) as events:
+        yield events, console
+
+
+def _show(report: Report, console: Console, *, folder: Path | None = None, as_json: bool) -> None:
+    from onnxshrink.report.terminal import print_report
+
+    if as_json:
+        sys.stdout.write(json.dumps(json.loads(report.to_json()), indent=2) + "\n")
+    else:
+        print_report(report, console, folder)
