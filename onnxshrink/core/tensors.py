@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,21 @@ class TensorSpec:
         return all(isinstance(want, str) or got == want for got, want in pairs)
 
 
-def describe(name: str, array: Array) -> str:
+class Form(Protocol):
+    """Anything with a dtype and a shape: an array, or the header of one that is still on disk."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths."""
+
+
+def describe(name: str, form: Form) -> str:
     """``'image' float64[8,3,96,96]``: an array in the words of error messages."""
-    return f"{name!r} {array.dtype}[{','.join(map(str, array.shape))}]"
+    return f"{name!r} {form.dtype}[{','.join(map(str, form.shape))}]"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str | None:
@@ -59,69 +71,99 @@ def did_you_mean(name: str, known: Sequence[str]) -> str | None:
     return f"did you mean {near[0]!r}?" if near else None
 
 
-def check_batch(batch: Batch, specs: Sequence[TensorSpec], *, where: str, first_sample: int = 0) -> None:
+def check_batch(batch: Batch, specs: Sequence[TensorSpec], *, where: str, samples: Sequence[int] | None = None) -> None:
     """Refuse a batch that the model cannot take, or that is not numbers.
 
     Args:
-        batch: Input name to array; an array named ``labels`` is left alone.
+        batch: Input name to array; of an array named ``labels`` only the values are looked at.
         specs: What the model expects.
         where: The data's origin, for the message.
-        first_sample: Index of the batch's first sample in the data, so that the message can name the sample.
+        samples: The number that each row has in the data, so that the message can name the sample; rows count from 0
+            by default.
 
     Raises:
         DataError: A name, shape or dtype does not fit, or a value is NaN or infinite.
     """
     known = {spec.name: spec for spec in specs}
-    wanted = ", ".join(map(str, specs))
     for name in batch:
         if name != LABELS and name not in known:
             raise DataError(
                 f"the data has an array {name!r} that is no input of the model",
                 where=where,
                 got=describe(name, batch[name]),
-                want=wanted,
+                want=", ".join(map(str, specs)),
                 fix=did_you_mean(name, list(known)) or "rename the array, or map it: `rename: {array: input}`",
             )
     for spec in specs:
         if spec.name not in batch:
-            raise DataError(
-                f"the data has no array for the model input {spec.name!r}",
-                where=where,
-                got=", ".join(describe(name, array) for name, array in batch.items()) or "no arrays",
-                want=wanted,
-                fix=f"add an array named {spec.name!r}, or map one: `rename: {{array: {spec.name}}}`",
-            )
-        check_array(batch[spec.name], spec, where=where, first_sample=first_sample)
+            raise missing_input(spec, specs, list(batch), where=where)
+        check_form(batch[spec.name], spec, where=where)
+    for name, array in batch.items():
+        check_finite(name, array, where=where, samples=samples)
 
 
-def check_array(array: Array, spec: TensorSpec, *, where: str, first_sample: int = 0) -> None:
-    """Refuse one array that does not fit ``spec`` or holds NaN or infinity; see `check_batch`."""
-    if str(array.dtype) != spec.dtype:
+def missing_input(spec: TensorSpec, specs: Sequence[TensorSpec], names: Sequence[str], *, where: str) -> DataError:
+    """The error of data that have no array for the model input ``spec``, but arrays called ``names``."""
+    return DataError(
+        f"the data has no array for the model input {spec.name!r}",
+        where=where,
+        got=", ".join(map(repr, names)) or "no arrays",
+        want=", ".join(map(str, specs)),
+        fix=f"add an array named {spec.name!r}, or map one: `rename: {{array: {spec.name}}}`",
+    )
+
+
+def check_form(form: Form, spec: TensorSpec, *, where: str, any_batch: bool = False) -> None:
+    """Refuse a dtype or shape that does not fit ``spec``.
+
+    Args:
+        form: The array, or its header.
+        spec: What the model expects.
+        where: The data's origin, for the message.
+        any_batch: Axis 0 counts all samples, and is left out of the comparison.
+
+    Raises:
+        DataError: The dtype or the shape does not fit.
+    """
+    if str(form.dtype) != spec.dtype:
         raise DataError(
-            f"the array {spec.name!r} has dtype {array.dtype}, and the model takes {spec.dtype}",
+            f"the array {spec.name!r} has dtype {form.dtype}, and the model takes {spec.dtype}",
             where=where,
-            got=describe(spec.name, array),
+            got=describe(spec.name, form),
             want=str(spec),
             fix=f"save it as {spec.dtype}, scaled as the model was trained: array.astype({spec.dtype!r})",
         )
-    if not spec.admits_shape(array.shape):
+    if not spec.admits_shape(form.shape, any_batch=any_batch):
         raise DataError(
             f"the array {spec.name!r} has a shape the model cannot take",
             where=where,
-            got=describe(spec.name, array),
+            got=describe(spec.name, form),
             want=str(spec),
-            fix=shape_fix(array.shape, spec),
+            fix=shape_fix(form.shape, spec),
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = np.argwhere(~np.isfinite(array))[0]
-        sample = first_sample + int(bad[0]) if array.ndim else first_sample
-        raise DataError(
-            f"sample {sample} of {spec.name!r} holds {array[tuple(bad)]}",
-            where=where,
-            got=f"{array[tuple(bad)]} at {spec.name}[{sample}, {', '.join(map(str, bad[1:]))}]",
-            want="finite numbers",
-            fix="remove the sample, or mend what makes it: one NaN spoils every range and every metric",
-        )
+
+
+def check_finite(name: str, array: Array, *, where: str, samples: Sequence[int] | None = None) -> None:
+    """Refuse an array that holds NaN or infinity; see `check_batch`.
+
+    Raises:
+        DataError: Names the first bad sample and the place in it.
+    """
+    if array.dtype.kind not in "fc" or np.isfinite(array).all():
+        return
+    bad = np.argwhere(~np.isfinite(array))[0].tolist()
+    value = array[tuple(bad)]
+    # A constant input has one row for all samples, or none: its own indices are all there is to say.
+    if samples is not None and array.ndim and len(samples) == array.shape[0]:
+        bad[0] = int(samples[bad[0]])
+    at = f"{name}[{', '.join(map(str, bad))}]" if bad else name
+    raise DataError(
+        f"sample {bad[0]} of {name!r} holds {value}" if bad else f"{name!r} holds {value}",
+        where=where,
+        got=f"{value} at {at}",
+        want="finite numbers",
+        fix="remove the sample, or mend what makes it: one NaN spoils every range and every metric",
+    )
 
 
 def shape_fix(shape: Sequence[int], spec: TensorSpec) -> str:

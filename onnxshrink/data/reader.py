@@ -16,6 +16,10 @@ class Reader(Protocol):
     def where(self) -> str:
         """The origin of the samples, for messages."""
 
+    @property
+    def has_labels(self) -> bool:
+        """True if the source holds an array ``labels``, whether or not it was asked for."""
+
     def __len__(self) -> int:
         """Number of samples (not batches)."""
 
@@ -23,7 +27,10 @@ class Reader(Protocol):
         """Input name to array, samples on axis 0; with ``labels`` as well where they were asked for."""
 
     def shard(self, index: int, count: int) -> Self:
-        """Every ``count``-th sample, from ``index`` on; the shards of one reader are disjoint and complete."""
+        """Every ``count``-th sample, from ``index`` on; the shards of one reader are disjoint and complete.
+
+        Where the model has a fixed batch axis, every ``count``-th batch of that size. A shard may be empty.
+        """
 
 
 def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int = 16, labels: bool = False) -> Reader:
@@ -34,7 +41,7 @@ def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int 
     Args:
         settings: Where the samples come from.
         specs: The model's inputs. One that has a fixed batch axis decides the batch size.
-        batch_size: Samples per batch; the last batch may be smaller.
+        batch_size: Samples per batch; the last batch may be smaller. A callable decides its own.
         labels: Give the array ``labels`` with each batch.
 
     Raises:
