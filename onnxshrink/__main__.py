@@ -26,7 +26,7 @@ def _status(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except Exception as e:  # anything else is our bug, and the traceback is what a report of it needs
+    except Exception as e:  # noqa: BLE001  anything else is our bug, and the traceback is what a report of it needs
         from typer import Abort, Exit
 
         if isinstance(e, Exit):

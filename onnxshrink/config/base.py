@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from onnxshrink.core.artifact import digest_path
-from onnxshrink.core.importing import source_digest, split_entry
 from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.importing import source_digest, split_entry
 
 
 class Model(BaseModel):
@@ -61,7 +61,7 @@ FilePath = Annotated[
 EntryPoint = Annotated[
     str, BeforeValidator(_entry), SourceCode(), WithJsonSchema({"type": "string", "pattern": "^[^:]+:[^:]+$"})
 ]
-"""``package.module:callable``, looked for beside the config file, in the working folder and among installed packages."""
+"""``package.module:callable``, looked for beside the config file, in the working folder, among packages."""
 
 SizeBytes = Annotated[
     int,

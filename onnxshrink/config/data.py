@@ -17,7 +17,7 @@ class DataSettings(Model):
 
     split: str | None = None
     """Use only the samples whose entry in the array `split` equals this."""
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = Field(default_factory=dict)
     """Array name to input name. An array named `labels` is the target, one named `split` names each sample's split."""
     max_samples: int | None = Field(default=None, gt=0)
     """Use at most this many samples, the first ones."""
@@ -40,16 +40,16 @@ class NpyData(DataSettings):
 
 
 class EntryData(DataSettings):
-    """The user's own reader: a callable that returns an iterable of batches, or an ONNX Runtime CalibrationDataReader."""
+    """The user's own reader: a callable that returns an iterable of batches, or a CalibrationDataReader."""
 
     entry: EntryPoint
     """`package.module:callable`; called anew for each pass, so that every pass gives the same batches."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the callable."""
 
 
 def _which_data(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
     return "NpyData" if "npy" in keys else "EntryData" if "entry" in keys else "NpzData"
 
 

@@ -18,10 +18,10 @@ class Target(Model):
     """Intra-op threads."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Provider options, passed on to ONNX Runtime."""
     latency_seconds: float = Field(default=3.0, gt=0)
-    """Longest time to spend on measuring the latency of one variant; four times as long before a gate is inconclusive."""
+    """Longest time to measure the latency of one variant; four times as long before a gate is inconclusive."""
 
     @property
     def name(self) -> str:

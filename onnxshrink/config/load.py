@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
@@ -58,7 +58,7 @@ def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config")
         raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from e
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> MutableMapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -77,7 +77,7 @@ def _read_yaml(path: Path) -> Any:
         ) from e
     except YAMLError as e:
         raise ConfigError(f"the config file is not valid YAML: {e}", where=path.name, want="YAML 1.2") from e
-    if not isinstance(document, Mapping):
+    if not isinstance(document, MutableMapping):
         raise ConfigError(
             "the config file holds no options",
             where=path.name,
@@ -97,14 +97,14 @@ def _apply(document: Any, override: str) -> None:
             f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
         )
     value = YAML(typ="rt").load(text)
-    here = document
+    here: Any = document
     for done, step in enumerate(steps[:-1]):
-        if isinstance(here, Mapping) and isinstance(step, str):
+        if isinstance(here, MutableMapping) and isinstance(step, str):
             here = here.setdefault(step, {}) if step not in here else here[step]
         else:
             here = _item(here, step, override, steps[:done])
     last = steps[-1]
-    if isinstance(last, int) or not isinstance(here, Mapping):
+    if isinstance(last, int) or not isinstance(here, MutableMapping):
         _item(here, last, override, steps[:-1])
     here[last] = value
 
@@ -128,14 +128,15 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
     path, line = _find(document, loc)
     where = f"{origin}:{line}  {_dotted(path)}" if line else f"{origin}  {_dotted(path)}"
     got = _shorten(error["input"])
+    hint: str | None
     match error["type"]:
         case "misfit":
             return ConfigError(context["what"], where=where, want=context["want"], fix=context["fix"])
         case "extra_forbidden":
             key = str(loc[-1])
             known = _keys_at(loc[:-1])
-            fix = did_you_mean(key, known) or "remove it"
-            return ConfigError(f"unknown option {key!r}", where=where, got=key, want=", ".join(known), fix=fix)
+            hint = did_you_mean(key, known) or "remove it"
+            return ConfigError(f"unknown option {key!r}", where=where, got=key, want=", ".join(known), fix=hint)
         case "missing":
             return ConfigError(f"the option {loc[-1]!r} is missing", where=where, want=f"{loc[-1]}: …")
         case "union_tag_invalid":
@@ -147,11 +148,11 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
             return ConfigError("a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like")
         case "literal_error":
             known = re.findall(r"'([^']+)'", str(context["expected"]))
-            fix = did_you_mean(str(error["input"]), known)
-            return ConfigError(f"{got} is no choice here", where=where, got=got, want=", ".join(known), fix=fix)
+            hint = did_you_mean(str(error["input"]), known)
+            return ConfigError(f"{got} is no choice here", where=where, got=got, want=", ".join(known), fix=hint)
         case "path_missing":
-            fix = "relative paths start at the config file's folder"
-            return ConfigError(error["msg"], where=where, got=got, want="an existing file", fix=fix)
+            hint = "relative paths start at the config file's folder"
+            return ConfigError(error["msg"], where=where, got=got, want="an existing file", fix=hint)
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return ConfigError(f"the value is wrong: {message}", where=where, got=got, want=message)

@@ -51,15 +51,16 @@ class RunConfig(Model):
 
     def _misfits(self) -> Iterator[PydanticCustomError]:
         """Everything that is right by itself and does not fit together."""
-        kind = yield from self._chain(self.model.gives, self.stages, ("stages",))
+        yield from self._chain(self.model.gives, self.stages, ("stages",))
+        kind = _end(self.model.gives, self.stages)
         for name, tail in self.variants.items():
             if not _is_name(name):
                 yield _misfit(("variants", name), f"{name!r} cannot name a folder", "letters, digits, '.', '_' and '-'")
-            end = yield from self._chain(kind, tail, ("variants", name))
-            if end != "onnx":
+            yield from self._chain(kind, tail, ("variants", name))
+            if (end := _end(kind, tail)) != "onnx":
                 yield _misfit(
                     ("variants", name),
-                    f"the variant {name!r} ends as a {end} model, which ONNX Runtime cannot run",
+                    f"the variant {name!r} ends as {_a(end)} model, which ONNX Runtime cannot run",
                     "a chain that ends as an ONNX model",
                     "add {kind: export} to `stages`",
                 )
@@ -68,13 +69,13 @@ class RunConfig(Model):
         if len(set(names)) != len(names):
             yield _misfit(("targets",), "two targets are the same", "targets that differ in provider, threads or batch")
 
-    def _chain(self, kind: Kind, stages: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[Any]:
+    def _chain(self, kind: Kind, stages: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
         for index, stage in enumerate(stages):
-            loc = (*at, index)
+            loc: tuple[str | int, ...] = (*at, index)
             if stage.takes != kind:
                 yield _misfit(
                     loc,
-                    f"{stage.kind!r} takes a {stage.takes} model and is given a {kind} model",
+                    f"{stage.kind!r} takes {_a(stage.takes)} model and is given {_a(kind)} model",
                     f"a stage that takes {kind}",
                     "put {kind: export} before it" if kind == "torch" else "move it before 'export'",
                 )
@@ -82,7 +83,6 @@ class RunConfig(Model):
                 if self.data.of(role) is None:
                     yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
             kind = stage.gives
-        return kind
 
     def _data_misfits(self) -> Iterator[PydanticCustomError]:
         evaluation = self.data.evaluation
@@ -99,9 +99,17 @@ class RunConfig(Model):
             yield _misfit(("select",), "there is nothing to measure accuracy with", "data.evaluation with a metric")
 
     def export_settings(self) -> Export:
-        """How networks beside the trunk, such as the teacher, are exported: as the first `export` of the config says."""
+        """How networks beside the trunk, such as the teacher, are exported: as the config's first `export` says."""
         stages = [stage for _, chain in self.branches() for stage in chain]
         return next((stage for stage in stages if isinstance(stage, Export)), Export())
+
+
+def _end(kind: Kind, stages: tuple[Stage, ...]) -> Kind:
+    return stages[-1].gives if stages else kind
+
+
+def _a(kind: Kind) -> str:
+    return f"an {kind}" if kind.startswith("o") else f"a {kind}"
 
 
 def _is_name(name: str) -> bool:

@@ -31,10 +31,10 @@ class FactorySource(Model):
 
     factory: EntryPoint
     """`package.module:function` that returns a `torch.nn.Module`."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: FilePath | None = None
-    """State dict as `.safetensors`, `.pth` or `.pt`; never unpickled beyond tensors. None keeps the factory's own weights."""
+    """State dict as `.safetensors`, `.pth` or `.pt`; nothing but tensors is read. None keeps the factory's weights."""
     inputs: dict[str, InputSettings] = Field(min_length=1)
     """The network's inputs in the order of its `forward`, by the names they will have in ONNX."""
     outputs: tuple[str, ...] | None = None
@@ -56,7 +56,7 @@ class OnnxSource(Model):
 
 
 def _which_source(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
     return "OnnxSource" if "onnx" in keys else "FactorySource"
 
 

@@ -43,7 +43,7 @@ class Teacher(Model):
 
     factory: EntryPoint
     """`package.module:function` that returns a `torch.nn.Module` with the student's inputs."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: FilePath | None = None
     """State dict of a trained teacher."""
@@ -118,7 +118,7 @@ class Export(StageSettings):
     exporter: Literal["dynamo", "torchscript"] = "dynamo"
     """`torchscript` is the classic tracer, for networks the newer exporter cannot take."""
     max_abs_error: float = Field(default=1e-4, gt=0)
-    """Largest difference allowed, relative to the largest output: max|onnx - torch| <= max_abs_error * max(1, max|torch|)."""
+    """Largest difference allowed: max|onnx - torch| <= max_abs_error * max(1, max|torch|)."""
 
 
 class Optimize(StageSettings):

@@ -56,7 +56,7 @@ class ShrinkError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.got, self.want, self.fix))
 
 
-def _rebuild(
+def _rebuild(  # noqa: PLR0917  pickle passes arguments by position
     kind: type[ShrinkError], what: str, where: str | None, got: str | None, want: str | None, fix: str | None
 ) -> ShrinkError:
     return kind(what, where=where, got=got, want=want, fix=fix)
@@ -70,7 +70,7 @@ class ConfigError(ShrinkError):
     """The config file, a command-line option or an override is wrong."""
 
 
-class ConfigErrors(ConfigError):
+class ConfigErrors(ConfigError):  # noqa: N818  it is several
     """Several mistakes of one config file, told together so that they can be fixed together."""
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:

@@ -24,7 +24,14 @@ class Events(Protocol):
 class Silent:
     """A listener that says nothing: the default of the Python API, and of tests."""
 
-    def started(self, step: str) -> None: ...
-    def progress(self, step: str, done: int, total: int, detail: str = "") -> None: ...
-    def finished(self, step: str, seconds: float, *, cached: bool) -> None: ...
-    def warned(self, text: str) -> None: ...
+    def started(self, step: str) -> None:
+        """Nothing."""
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """Nothing."""
+
+    def finished(self, step: str, seconds: float, *, cached: bool) -> None:
+        """Nothing."""
+
+    def warned(self, text: str) -> None:
+        """Nothing."""

@@ -44,5 +44,8 @@ def _cpuinfo() -> tuple[set[str], str | None]:
     """Feature flags and the model name; empty where the system does not tell."""
     path = Path("/proc/cpuinfo")
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    fields = dict(reversed([tuple(map(str.strip, row.split(":", 1))) for row in rows if ":" in row]))
+    fields: dict[str, str] = {}
+    for row in rows:
+        name, _, value = row.partition(":")
+        fields.setdefault(name.strip(), value.strip())  # the first processor stands for all
     return set((fields.get("flags") or fields.get("Features") or "").split()), fields.get("model name")

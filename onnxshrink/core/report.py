@@ -115,7 +115,7 @@ class Candidate:
 
     @property
     def outcome(self) -> Outcome:
-        """failed if any gate failed, else inconclusive if any is, else passed."""
+        """``failed`` if any gate failed, else inconclusive if any is, else passed."""
         return worst([verdict.outcome for verdict in self.verdicts])
 
 
@@ -193,7 +193,7 @@ def _known(kind: Any, raw: dict[str, Any]) -> Any:
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
-    """failed over inconclusive over passed."""
+    """``failed`` over inconclusive over passed."""
     order: tuple[Outcome, ...] = ("failed", "inconclusive")
     return next((outcome for outcome in order if outcome in outcomes), "passed")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +30,7 @@ class LiveEvents:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> LiveEvents:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -26,8 +26,8 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console: Where to.
         folder: The run's folder, for the path of the winner.
     """
-    targets = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target)) or [None]
-    for target in targets:
+    targets: list[str | None] = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target))
+    for target in targets or [None]:
         console.print()
         console.print(_table(report, target, titled=len(targets) > 1))
     _print_verdicts(report, console)
@@ -48,7 +48,7 @@ def _table(report: Report, target: str | None, *, titled: bool) -> Table:
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=f"on {target}" if titled else None
     )
     table.add_column("", no_wrap=True)
-    for header in ("size", metric or "accuracy", "drop", "SQNR", "latency", "× reference", "gates"):
+    for header in ("size", metric or "accuracy", "drop", "SQNR", "latency", "vs reference", "gates"):
         table.add_column(header, justify="left" if header == "gates" else "right", no_wrap=True)
     for candidate in report.candidates:
         table.add_row(*_row(candidate, target, metric, winner=candidate.name == report.winner))

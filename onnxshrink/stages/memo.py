@@ -1,10 +1,10 @@
-"""How stages are run: each arrow is looked up by everything that can change its result, and done only if it is new."""
+"""How stages are run: each arrow is looked up by all that can change its result, and done only if it is new."""
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ _TORCH_LIBRARIES = ("numpy", "safetensors", "torch", "torch-pruning")
 class Memo:
     """Runs stages through the store, and keeps a record of every step.
 
-    A step's key covers the stage's settings with the contents of the files they name, the source of the stage itself and
-    of every user callable, the input artifact, the data it may read, the seed, and the versions of the libraries it uses.
+    A step's key covers the stage's settings with the contents of the files they name, our own source and that
+    of every user callable, the input artifact, the data it may read, the seed, and the versions of its libraries.
 
     Args:
         store: Where results are kept.
@@ -49,6 +49,11 @@ class Memo:
         self._events = events
         self._steps: dict[Digest, tuple[Step, Artifact]] = {}
         self._data_keys: dict[Role, Any] = {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the stages of this run ask the user to know: the ``warnings`` among their facts, found or made."""
+        return tuple(f"{step.name}: {text}" for step in self.steps for text in step.facts.get("warnings", ()))
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -117,7 +122,7 @@ class Memo:
             self._data_keys[role] = None if settings is None else fingerprint(settings)
         return self._data_keys[role]
 
-    def once(self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Any) -> Artifact:
+    def once(self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Callable[[Path], Facts]) -> Artifact:
         """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it."""
         digest = digest_json(key | {"kind": kind})
         if digest in self._steps:
@@ -128,10 +133,6 @@ class Memo:
             entry = self._store.make(digest, gives, work, time.perf_counter)
         self._record(digest, name, kind, entry)
         return entry.artifact
-
-    def facts(self, artifact: Artifact) -> Facts:
-        """What the stage that gave ``artifact`` in this run said of its work."""
-        return next(step.facts for step, made in self._steps.values() if made == artifact)
 
     def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
         seconds = round(entry.seconds, 3)

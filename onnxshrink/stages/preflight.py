@@ -1,4 +1,4 @@
-"""What can be found wrong before any work is done: missing packages, providers, entry points, data that does not fit."""
+"""What can be found wrong before any work is done: packages, providers, entry points, data that does not fit."""
 
 from __future__ import annotations
 

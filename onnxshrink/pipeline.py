@@ -1,0 +1,179 @@
+"""The whole pipeline: a left fold of stages over artifacts, then the proof of every variant.
+
+```
+source ─▶ stage ─▶ … ─▶ stage ─┬─▶ variant ─▶ quality ─▶ latency ─▶ gates ─┐
+                               └─▶ variant ─▶ quality ─▶ latency ─▶ gates ─┴─▶ select ─▶ report
+```
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from onnxshrink.config.run import RunConfig
+from onnxshrink.config.source import FactorySource, OnnxSource
+from onnxshrink.config.stages import Distill, Finetune, Optimize, Stage
+from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
+from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.importing import search_path
+from onnxshrink.core.machine import machine, versions
+from onnxshrink.core.report import Candidate, Report
+from onnxshrink.core.run_folder import publish
+from onnxshrink.core.store import Store
+from onnxshrink.stages.memo import Memo
+from onnxshrink.stages.preflight import preflight
+from onnxshrink.verify.accuracy import Scores
+from onnxshrink.verify.evidence import load_quality, save_quality
+from onnxshrink.verify.gates import judge, select
+from onnxshrink.verify.verify import Quality, Role, measure_latency, measure_quality
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model to be measured: its place in the comparison, and what it is compared with."""
+
+    name: str
+    role: Role
+    artifact: Artifact
+    reference: Artifact
+
+
+def run(
+    config: RunConfig,
+    *,
+    runs: Path = Path("runs"),
+    base: Path = Path(),
+    events: Events | None = None,
+    candidates: Mapping[str, Path] | None = None,
+) -> Report:
+    """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
+
+    Args:
+        config: What to do.
+        runs: Folder of the runs and of the store they share.
+        base: The config file's folder, where the user's modules may lie.
+        events: Listener for progress.
+        candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
+
+    Returns:
+        The report, as written to ``report.json``.
+
+    Raises:
+        ShrinkError: Something the user can fix; nothing half-done is kept.
+    """
+    started, events = time.perf_counter(), events or Silent()
+    with search_path(base):
+        preflight(config)
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
+        trunk = memo.fold(memo.open(config.model), config.stages)
+        branches = {name: trunk + memo.fold(trunk[-1], tail, f"{name}/")[1:] for name, tail in config.variants.items()}
+        for name, path in (candidates or {}).items():
+            branches[name] = [trunk[0], memo.open(OnnxSource(onnx=path), name)]
+        rows = list(_rows(config, memo, trunk, branches))
+        qualities = _measure_qualities(config, memo, rows, events)
+        measured = [_judged(row, qualities[row.name], config, events) for row in rows]
+    winner, selection = select(measured, config.select)
+    report = Report(
+        name=config.name or "run",
+        config=config.model_dump(mode="json"),
+        candidates=tuple(measured),
+        steps=memo.steps,
+        winner=winner,
+        selection=selection,
+        machine=machine(),
+        versions=versions(),
+        seconds=round(time.perf_counter() - started, 3),
+        warnings=memo.warnings,
+    )
+    publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
+    return report
+
+
+def _rows(
+    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
+) -> Iterator[Row]:
+    """Original, reference and variants, each with the reference it is measured against."""
+    references = {name: next(a for a in chain if a.kind == "onnx") for name, chain in branches.items()}
+    first = next(iter(references.values()))
+    original = _original(config, memo, trunk)
+    if original is not None:
+        yield Row(*original, first)
+    for reference in dict.fromkeys(references.values()):
+        name = "reference" if reference == first else f"reference-{_first_name(references, reference)}"
+        yield Row(name, "reference", reference, reference)
+    for name, chain in branches.items():
+        yield Row(name, "variant", chain[-1], references[name])
+
+
+def _original(
+    config: RunConfig, memo: Memo, trunk: Sequence[Artifact]
+) -> tuple[str, Literal["original"], Artifact] | None:
+    """What the user brought, as ONNX, where it is not the reference: the teacher, or the source before it changed."""
+    if not isinstance(config.model, FactorySource):
+        return None
+    stages: Sequence[Stage] = next(chain for _, chain in config.branches())
+    tail: list[Stage] = [config.export_settings(), *(s for s in stages if isinstance(s, Optimize))]
+    for stage, student in zip(config.stages, trunk, strict=False):
+        if isinstance(stage, Distill):
+            from onnxshrink.stages.distill import teacher_of
+
+            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs))
+            return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
+    trains = any(isinstance(stage, Finetune) or stage.kind == "prune_channels" for stage in stages)
+    if config.model.weights is not None and trains:
+        return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
+    return None
+
+
+def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], events: Events) -> dict[str, Quality]:
+    """Footprint, drift and accuracy of every row: memoized, for they depend on nothing but their inputs."""
+    qualities: dict[str, Quality] = {}
+    first: Artifact | None = None
+    for row in rows:
+        key = {
+            "role": row.role,
+            "candidate": row.artifact.digest,
+            "reference": row.reference.digest,
+            "original": first.digest if first else None,
+            "data": memo.data_key("evaluation"),
+            "targets": [target.model_dump(mode="json") for target in config.targets],
+            "seed": config.seed,
+        }
+        original = qualities[rows[0].name].scores if first else None
+
+        def work(out: Path, row: Row = row, original: Mapping[str, Scores] | None = original) -> Facts:
+            quality = measure_quality(
+                name=row.name,
+                role=row.role,
+                artifact=row.artifact,
+                reference=row.reference,
+                original_scores=original,
+                config=config,
+                events=events,
+            )
+            save_quality(quality, out)
+            return {}
+
+        evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work)
+        qualities[row.name] = load_quality(evidence.path)
+        first = first or evidence
+    return qualities
+
+
+def _judged(row: Row, quality: Quality, config: RunConfig, events: Events) -> Candidate:
+    """One row of the report: latency is measured now, alone, every time; then the gates are applied."""
+    latency = measure_latency(
+        name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
+    )
+    metrics = (*quality.metrics, *latency)
+    verdicts = judge(config.gates, metrics, config.targets) if row.role == "variant" else ()
+    folder = f"variants/{row.name}" if row.role == "variant" else row.name
+    return Candidate(row.name, row.role, f"{folder}/{ONNX_FILE}", row.artifact.digest, metrics, verdicts)
+
+
+def _first_name(names: Mapping[str, Artifact], artifact: Artifact) -> str:
+    return next(name for name, value in names.items() if value == artifact)
