@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from onnxshrink.config.gates import Target
 from onnxshrink.core.errors import ModelError, ProviderError
@@ -107,7 +106,7 @@ class Session:
         feed = {spec.name: np.ascontiguousarray(batch[spec.name]) for spec in self.inputs}
         try:
             values = self._session.run(names, feed)
-        except (RuntimeException, ValueError, RuntimeError) as e:
+        except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
             raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
         return dict(zip(names, values, strict=True))
 
