@@ -1,0 +1,107 @@
+"""A float model made ready for calibration and quantization: both stages see the same graph with the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import TensorProto, version_converter
+from onnxruntime.quantization.quant_utils import add_infer_metadata
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from onnxshrink.core.errors import ModelError
+from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, opset_of
+
+QUANTIZABLE_OP_TYPES = tuple(sorted({*QLinearOpsRegistry, *QDQRegistry}))
+"""Every operator type that ONNX Runtime's static quantization knows, of either format."""
+
+MIN_OPSET = 13
+"""The first opset whose DequantizeLinear has an axis, which one scale per channel needs."""
+
+_QUANTIZED_OP_TYPES = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"}
+
+
+def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
+    """A copy of ``model`` with types inferred, opset 13 or later, and a name for every node.
+
+    A node without a name is called after its type and its place, such as ``Conv_12``. The result depends on nothing but
+    the model, so calibrated names fit the graph that is quantized.
+
+    Args:
+        model: A float32 model.
+        where: What to call the model in messages.
+
+    Raises:
+        ModelError: The model is quantized already, computes in float16, is too large for one protobuf message, or its
+            opset cannot be raised.
+    """
+    _refuse_quantized(model, where)
+    if model.ByteSize() >= PROTOBUF_LIMIT_BYTES:
+        raise ModelError(
+            "the model is too large for static quantization",
+            where=where,
+            got=f"{model.ByteSize() / 1e9:.1f} GB",
+            want="less than 2 GB, the limit of ONNX shape inference in memory",
+            fix="prune or split the model first",
+        )
+    opset = opset_of(model)
+    if opset < MIN_OPSET:
+        try:
+            model = version_converter.convert_version(model, MIN_OPSET)
+        except Exception as e:  # the converter raises RuntimeError and its own ConvertError, which share no base
+            raise ModelError(
+                f"the opset cannot be raised from {opset} to {MIN_OPSET}: {str(e).strip().partition(chr(10))[0]}",
+                where=where,
+                want=f"opset {MIN_OPSET} or later",
+                fix="export the model again with a later opset",
+            ) from e
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError as e:
+        raise ModelError(f"the types of the model cannot be inferred: {e}", where=where) from e
+    add_infer_metadata(model)  # tells ONNX Runtime's quantizers not to infer again
+    _name_nodes(model.graph.node)
+    _refuse_float16(model, where)
+    return model
+
+
+def _name_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    nodes = list(nodes)
+    taken = {node.name for node in nodes}
+    for place, node in enumerate(nodes):
+        name = node.name or f"{node.op_type}_{place}"
+        while not node.name and name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
+
+
+def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
+    for node in model.graph.node:
+        if (
+            node.op_type in _QUANTIZED_OP_TYPES
+            or node.op_type.startswith("QLinear")
+            or node.op_type.endswith("Integer")
+        ):
+            raise ModelError(
+                "the model is quantized already",
+                where=where,
+                got=f"{node.op_type} {node.name!r}",
+                want="a float32 model",
+                fix="quantize the float model that this one was made from",
+            )
+
+
+def _refuse_float16(model: onnx.ModelProto, where: str) -> None:
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    types = [(value.name, value.type.tensor_type.elem_type) for value in values]
+    types += [(tensor.name, tensor.data_type) for tensor in model.graph.initializer]
+    for name, element in types:
+        if element in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            raise ModelError(
+                "the model computes in 16-bit floats",
+                where=where,
+                got=f"{name!r} {TensorProto.DataType.Name(element).lower()}",
+                want="a float32 model",
+                fix="quantize the float32 model: int8 ranges come from float32 activations",
+            )

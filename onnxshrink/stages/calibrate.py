@@ -1,0 +1,51 @@
+"""Observe a float model's activations on the calibration samples, once for every way to quantize it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxshrink.calibration.calibrate import observe_all, save_calibration
+from onnxshrink.calibration.observe import plan_of
+from onnxshrink.calibration.prepare import prepare
+from onnxshrink.config.stages import Calibrate
+from onnxshrink.core.artifact import Artifact, Facts
+from onnxshrink.core.errors import DataError
+from onnxshrink.data.reader import Reader
+from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.stages.context import Context
+
+
+def calibrate(settings: Calibrate, source: Artifact, out: Path, ctx: Context) -> Facts:  # noqa: ARG001 (a stage's form)
+    """Write the statistics of every tensor that may be quantized; they serve every method and granularity.
+
+    Args:
+        settings: None yet: what is observed follows from the model.
+        source: A float model of kind ``onnx``.
+        out: Where ``statistics.npz`` goes.
+        ctx: The run; the data role ``calibration`` is read.
+
+    Raises:
+        DataError: No samples, samples that do not fit, or an activation that is NaN or infinite.
+        ModelError: The model is quantized already, computes in float16, or cannot be run.
+    """
+    model = prepare(load_model(source.model_path), where=ctx.step)
+    specs = input_specs(model)
+
+    def open_samples(batch_size: int) -> Reader:
+        reader = ctx.reader("calibration", specs, batch_size=batch_size)
+        if reader is None:  # the config refuses this; the Python API may not
+            raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
+        return reader
+
+    calibration = observe_all(model, open_samples, events=ctx.events, step=ctx.step, name=ctx.step)
+    save_calibration(calibration, out)
+    plan = plan_of(model)
+    return {
+        "samples": calibration.samples,
+        "tensors": len(calibration.tensors),
+        "tensors_derived": len(plan.derived),
+        "values": sum(statistics.size for statistics in calibration.tensors.values()),
+        "degenerate_tensors": calibration.degenerate(),
+        "absurd_tensors": calibration.absurd(),
+        "masked_tensors": plan.masked,
+    }

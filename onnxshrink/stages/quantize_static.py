@@ -1,0 +1,253 @@
+"""ONNX Runtime's static quantization, with ranges from our own calibration.
+
+ONNX Runtime's quantizers are given the ranges and the nodes to leave alone, and nothing else is different: with equal
+ranges the graph equals that of ``onnxruntime.quantization.quantize_static`` byte for byte.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import QuantizationMode
+
+from onnxshrink.calibration.calibrate import load_calibration, ranges_of
+from onnxshrink.calibration.masks import masked_tensors
+from onnxshrink.calibration.observe import tensors_to_calibrate
+from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
+from onnxshrink.calibration.ranges import Range
+from onnxshrink.config.stages import Calibrate, QuantizeStatic
+from onnxshrink.core.artifact import Artifact, Facts, size_bytes
+from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.tensors import did_you_mean
+from onnxshrink.runtime.graph import load_model, opset_of, save_model
+from onnxshrink.runtime.session import Session
+from onnxshrink.stages.context import Context
+
+_INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+# Activation type, weight type.
+_TYPES = {
+    "u8s8": (QuantType.QUInt8, QuantType.QInt8),
+    "s8s8": (QuantType.QInt8, QuantType.QInt8),
+    "u8u8": (QuantType.QUInt8, QuantType.QUInt8),
+}
+
+
+def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: Context) -> Facts:
+    """Quantize weights and activations to 8 bits, with ranges from the calibration samples.
+
+    A tensor that no 8-bit range can serve (an attention mask of ``finfo.min``) keeps its nodes in float, and the facts
+    say why. A model without anything to quantize is passed on as it is, and the facts say that.
+
+    Args:
+        settings: Granularity, types, format, method, and what to leave in float.
+        source: A float32 model of kind ``onnx``.
+        out: Where ``model.onnx`` goes.
+        ctx: The run; the statistics come from the stage ``calibrate`` on the same source.
+
+    Raises:
+        ConfigError: An operator type or a node name that is not there.
+        DataError: The calibration samples do not fit.
+        ModelError: The model is quantized already, computes in float16, or cannot be loaded when quantized.
+    """
+    loaded = load_model(source.model_path)
+    model = prepare(loaded, where=ctx.step)
+    op_types = _op_types(settings)
+    excluded = dict.fromkeys(_excluded_nodes(settings, model), "excluded in the config")
+    facts: Facts = {
+        "granularity": settings.granularity,
+        "types": settings.types,
+        "format": settings.format,
+        "method": settings.method,
+        "opset_before": opset_of(loaded),
+        "opset_after": opset_of(model),
+        "bytes_before": size_bytes(source.path),
+    }
+    if not any(node.op_type in op_types and node.name not in excluded for node in model.graph.node):
+        save_model(loaded, out)
+        declined = "the model has no node that static quantization could take"
+        ctx.events.warned(f"{ctx.step}: {declined}; it stays in float")
+        return facts | {"declined": declined, "bytes_after": size_bytes(out), "quantized_nodes": {}}
+
+    calibration = load_calibration(ctx.derive(Calibrate(), source).path)
+    unfit = calibration.absurd() | masked_tensors(model)
+    excluded |= _nodes_at(unfit, model, op_types)
+    ranges = ranges_of(calibration, settings.method, percentile=settings.percentile, leave_out=unfit)
+    before = list(model.graph.node)
+    absurd = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
+    activations = set(calibration.tensors)
+    with _captured_warnings() as warnings:
+        quantized = quantized_model(model, ranges, settings, exclude=excluded)
+    _strip(quantized)
+    path = save_model(quantized, out)
+    onnx.checker.check_model(str(path))
+    Session(path, name=ctx.step)
+    return facts | {
+        "bytes_after": size_bytes(out),
+        "activations": _quantized_activations(quantized, activations),
+        "ranges": len(ranges),
+        **_node_facts(before, op_types, excluded, _float_nodes(quantized, settings.format)),
+        "absurd_tensors": absurd,
+        "warnings": warnings,
+    }
+
+
+def quantized_model(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], settings: QuantizeStatic, *, exclude: Iterable[str] = ()
+) -> onnx.ModelProto:
+    """What ``onnxruntime.quantization.quantize_static`` makes of ``model`` with these ranges, byte for byte.
+
+    Args:
+        model: A prepared model; the quantizers change it in place.
+        ranges: A range for every float activation that a node to be quantized reads or writes.
+        settings: Granularity, types, format, operator types, 7-bit weights.
+        exclude: Names of nodes to leave in float.
+    """
+    activation_type, weight_type = _TYPES[settings.types]
+    limits = TensorsData(
+        CalibrationMethod.MinMax,
+        {name: TensorData(lowest=np.float32(lo), highest=np.float32(hi)) for name, (lo, hi) in ranges.items()},
+    )
+    op_types = list(_op_types(settings))
+    per_channel = settings.granularity == "per_channel"
+    shared: tuple[Any, ...] = (weight_type, activation_type, limits, [], list(exclude), op_types, {})
+    if settings.format == "qdq":
+        quantizer = QDQQuantizer(model, per_channel, settings.reduce_range, *shared)
+    else:
+        mode = QuantizationMode.QLinearOps
+        quantizer = ONNXQuantizer(model, per_channel, settings.reduce_range, mode, True, *shared)  # noqa: FBT003
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _op_types(settings: QuantizeStatic) -> tuple[str, ...]:
+    if settings.op_types is None:
+        return QUANTIZABLE_OP_TYPES
+    for op_type in settings.op_types:
+        if op_type not in QUANTIZABLE_OP_TYPES:
+            raise ConfigError(
+                f"ONNX Runtime cannot quantize the operator type {op_type!r} statically",
+                where="quantize_static.op_types",
+                got=op_type,
+                want=", ".join(QUANTIZABLE_OP_TYPES),
+                fix=did_you_mean(op_type, QUANTIZABLE_OP_TYPES),
+            )
+    return tuple(sorted(set(settings.op_types)))
+
+
+def _excluded_nodes(settings: QuantizeStatic, model: onnx.ModelProto) -> tuple[str, ...]:
+    names = [node.name for node in model.graph.node]
+    for name in settings.exclude_nodes:
+        if name not in names:
+            raise ConfigError(
+                f"there is no node {name!r} to exclude",
+                where="quantize_static.exclude_nodes",
+                got=name,
+                want="the name of a node, such as " + ", ".join(map(repr, names[:5])),
+                fix=did_you_mean(name, names)
+                or "take the name from the optimized model; unnamed nodes are <type>_<place>",
+            )
+    return settings.exclude_nodes
+
+
+def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iterable[str]) -> dict[str, str]:
+    """Quantizable nodes that read or write one of ``tensors``, each with the reason to leave it in float."""
+    wanted = set(op_types)
+    touching = {
+        node.name: next((name for name in (*node.input, *node.output) if name in tensors), None)
+        for node in model.graph.node
+        if node.op_type in wanted
+    }
+    return {node: f"{tensor!r} {tensors[tensor]}" for node, tensor in touching.items() if tensor is not None}
+
+
+@contextmanager
+def _captured_warnings() -> Iterator[list[str]]:
+    """Keep what ONNX Runtime logs on the root logger for the facts, and off the user's terminal."""
+    root = logging.getLogger()
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING and record.getMessage() not in said:
+                said.append(record.getMessage())
+
+    handlers, root.handlers = root.handlers, [Keep()]
+    try:
+        yield said
+    finally:
+        root.handlers = handlers
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop inferred types, whose tensors are mostly gone, and marks for ONNX Runtime's own tools."""
+    del model.graph.value_info[:]
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith("onnx.")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def _quantized_activations(model: onnx.ModelProto, activations: set[str]) -> int:
+    """Activations of the float model that the result holds in 8 bits."""
+    quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    quantized |= {
+        name.removesuffix("_quantized")
+        for node in model.graph.node
+        for name in node.output
+        if name.endswith("_quantized")
+    }
+    return len(quantized & activations)
+
+
+def _node_facts(
+    before: Iterable[onnx.NodeProto], op_types: Iterable[str], excluded: Mapping[str, str], in_float: set[str]
+) -> Facts:
+    """Which nodes became integer, by type, and which stayed float and why."""
+    wanted = set(op_types)
+    quantized: Counter[str] = Counter()
+    left: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    for node in before:
+        if node.op_type not in QUANTIZABLE_OP_TYPES:
+            others[node.op_type] += 1
+        elif node.name in excluded:
+            left[node.name] = excluded[node.name]
+        elif node.op_type not in wanted:
+            left[node.name] = f"{node.op_type} is not among op_types"
+        elif node.name in in_float:
+            left[node.name] = "ONNX Runtime leaves it: its input is not quantized"
+        else:
+            quantized[node.op_type] += 1
+    return {
+        "quantized_nodes": dict(sorted(quantized.items())),
+        "float_nodes": left,
+        "float_op_types": dict(sorted(others.items())),
+    }
+
+
+def _float_nodes(model: onnx.ModelProto, integer_form: str) -> set[str]:
+    """Names of nodes that compute in float: their first input is not 8 bits, nor (in QDQ) freshly dequantized."""
+    integer = {tensor.name for tensor in model.graph.initializer if tensor.data_type in _INTEGERS}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear"):
+            integer.update(node.output)
+        elif node.op_type == "DequantizeLinear":
+            integer.update(node.output if integer_form == "qdq" else ())
+        elif not node.input or node.input[0] not in integer:
+            found.add(node.name)
+        elif integer_form == "qoperator":  # Reshape and its like keep 8 bits
+            integer.update(node.output)
+    return found
