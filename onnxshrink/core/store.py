@@ -1,9 +1,9 @@
 """The content-addressed store: what a stage made once is never made again, and never found half-written.
 
 ```
-store/objects/<sha256>/…    a folder, read-only, named by the digest of its contents
+store/objects/<sha256>/…    a folder of read-only files, named by the digest of its contents
 store/memo/<key>.json       key of (stage, settings, input, code, versions) → object digest, facts, seconds
-store/work/<pid>-<random>/  a stage at work; a killed run leaves it, the next run removes it
+store/work/<random>/        a stage at work, locked as long as its process lives; the next run removes what is not
 ```
 
 Both writes are one rename on one file system, so a reader sees all or nothing, and two runs that make the same object
@@ -13,6 +13,8 @@ agree on it. A memo hit is believed only after the object's bytes were hashed ag
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -21,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_folder, files_of
 from onnxshrink.core.errors import StoreError
@@ -45,11 +46,18 @@ class Entry:
 
 
 class Store:
-    """A folder of immutable objects and a memo of which work gave which object."""
+    """A folder of immutable objects and a memo of which work gave which object.
+
+    Args:
+        root: The store's folder; made if it is not there.
+
+    Raises:
+        StoreError: The folder cannot be made or written.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        with _readable(self.root):
+        with _told(self.root):
             for folder in (self._objects, self._memo, self._work):
                 folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -67,71 +75,114 @@ class Store:
         return self.root / "work"
 
     def find(self, key: Digest, kind: Kind) -> Entry | None:
-        """The result remembered under ``key``, or None if there is none or its object is damaged."""
-        with _readable(self.root):
+        """The result remembered under ``key``, or None if there is none or its object is damaged.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        with _told(self.root):
             try:
-                memo = json.loads((self._memo / f"{key}.json").read_text(encoding="utf-8"))
-            except (FileNotFoundError, json.JSONDecodeError):
+                memo = json.loads((self._memo / f"{key}.json").read_bytes())
+                digest, facts, seconds = Digest(memo["object"]), memo["facts"], memo["seconds"]
+            except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, cut short, or not ours
                 return None
-            path = self._objects / memo["object"]
-            if not path.is_dir() or digest_folder(path) != memo["object"]:
+            path = self._objects / str(digest)
+            if not _is_intact(path, digest):
                 return None
-        return Entry(Artifact(kind, path, Digest(memo["object"])), memo["facts"], memo["seconds"], cached=True)
+        return Entry(Artifact(kind, path, digest), facts, seconds, cached=True)
 
     def make(self, key: Digest, kind: Kind, work: Callable[[Path], Facts], clock: Callable[[], float]) -> Entry:
         """Do ``work`` in a fresh folder, keep the folder as an object, and remember it under ``key``.
 
         Nothing is kept if ``work`` raises or the process dies.
-        """
-        start = clock()
-        with _readable(self.root), self._workplace() as folder:
-            facts = work(folder)
-            seconds = clock() - start
-            json.dumps(facts, allow_nan=False)  # a fact that is not plain JSON is our bug: fail before it is kept
-            artifact = self._keep(folder, kind)
-            self._write_json(
-                self._memo / f"{key}.json", {"object": artifact.digest, "facts": facts, "seconds": round(seconds, 3)}
-            )
-        return Entry(artifact, facts, seconds, cached=False)
 
-    def _keep(self, folder: Path, kind: Kind) -> Artifact:
+        Args:
+            key: What the result follows from.
+            kind: What ``work`` makes.
+            work: Fills the folder it is given, and returns plain JSON.
+            clock: Seconds that only rise.
+
+        Returns:
+            The same that `find` will give, with ``cached`` False.
+
+        Raises:
+            StoreError: The store cannot be written, or the disk is full.
+            TypeError: A fact is not plain JSON.
+            ValueError: A fact is NaN or infinite.
+        """
+        with self._workplace() as place:
+            folder = place / "object"
+            with _told(self.root):
+                folder.mkdir()
+            start = clock()
+            with _told(self.root, only=_DISK_FULL):
+                facts = work(folder)
+            seconds = round(clock() - start, 3)
+            facts = json.loads(json.dumps(facts, allow_nan=False))  # as it will be found; fails before it is kept
+            with _told(self.root):
+                digest = self._keep(folder, place)
+                memo = {"object": digest, "facts": facts, "seconds": seconds}
+                write_atomically(self._memo / f"{key}.json", json.dumps(memo, indent=1).encode(), scratch=place)
+        return Entry(Artifact(kind, self._objects / digest, digest), facts, seconds, cached=False)
+
+    def _keep(self, folder: Path, place: Path) -> Digest:
+        """Move ``folder`` among the objects; what is damaged there makes way."""
         for path in files_of(folder):
             path.chmod(0o444)
             _sync(path)
+        for path in sorted(path for path in folder.rglob("*") if path.is_dir()):
+            _sync(path)
+        _sync(folder)
         digest = digest_folder(folder)
         target = self._objects / digest
-        if target.is_dir() and digest_folder(target) != digest:  # damaged since it was made
-            aside = self._work / f"{os.getpid()}-damaged-{digest}"
-            shutil.rmtree(aside, ignore_errors=True)
-            target.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
-        try:
-            folder.rename(target)
-        except OSError:  # another run kept the same object first
-            if not target.is_dir():
-                raise
+        while not _is_intact(target, digest):
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(Path(tempfile.mkdtemp(dir=place)) / "damaged")
+            try:
+                folder.rename(target)
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run kept the same object first
+                    raise
         _sync(self._objects)
-        return Artifact(kind, target, digest)
+        return digest
 
     @contextmanager
     def _workplace(self) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._work))
-        folder.chmod(0o755)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        """A folder that is locked while the process lives, so that no other run sweeps it away.
 
-    def _write_json(self, path: Path, value: dict[str, Any]) -> None:
-        write_atomically(path, json.dumps(value, indent=1, sort_keys=True).encode(), scratch=self._work)
+        A lock, unlike a process id in the name, is never taken over by a stranger and holds between containers.
+        """
+        with _told(self.root):
+            place, lock = self._locked_folder()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            os.close(lock)
+
+    def _locked_folder(self) -> tuple[Path, int]:
+        while True:
+            place = Path(tempfile.mkdtemp(dir=self._work))
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(place, os.O_RDONLY)
+                # Where the file system has no locks, no run can take one to sweep either.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+                if place.exists():
+                    return place, lock
+                os.close(lock)  # swept between mkdtemp and flock
 
     def _sweep(self) -> None:
-        """Remove the workplaces of runs that were killed."""
-        for folder in self._work.iterdir():
-            pid = folder.name.partition("-")[0]
-            if pid.isdigit() and not _is_alive(int(pid)):
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        """Remove the workplaces of runs that were killed: those whose lock can be had."""
+        for place in sorted(self._work.iterdir()):
+            # Not ours, not lockable or already gone: what cannot be swept does no harm.
+            with contextlib.suppress(OSError):
+                lock = os.open(place, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(place)
+                finally:
+                    os.close(lock)
 
 
 def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None) -> None:
@@ -142,7 +193,7 @@ def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None)
         content: Its bytes.
         scratch: A folder on the same file system for the unfinished file; the file's own folder by default.
     """
-    handle, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", suffix=".part", dir=scratch or path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=scratch or path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -154,6 +205,15 @@ def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
+
+
+def _is_intact(path: Path, digest: Digest) -> bool:
+    """True if the object is there with the bytes it was made with."""
+    try:
+        return path.is_dir() and digest_folder(path) == digest
+    except FileNotFoundError:  # it was replaced while we read
+        return False
 
 
 def _sync(path: Path) -> None:
@@ -164,23 +224,21 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @contextmanager
-def _readable(root: Path) -> Iterator[None]:
-    """Turn what the operating system says about the store into an error the user can act on."""
+def _told(root: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
+    """Turn what the operating system says about the store into an error the user can act on.
+
+    Args:
+        root: The store's folder.
+        only: Error numbers to tell so; others pass. All by default.
+    """
     try:
         yield
     except OSError as e:
-        if not (e.filename and str(e.filename).startswith(str(root))) and not _is_full(e):
+        if only is not None and e.errno not in only:
             raise
         raise StoreError(
             f"the store cannot be used: {e.strerror or e}",
@@ -188,9 +246,3 @@ def _readable(root: Path) -> Iterator[None]:
             want="a folder that can be written, with room on the disk",
             fix="free some space, or name another folder: --runs PATH",
         ) from e
-
-
-def _is_full(error: OSError) -> bool:
-    import errno
-
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
