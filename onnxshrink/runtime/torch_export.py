@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -55,9 +56,7 @@ def export_network(
     arguments = tuple(torch.from_numpy(batch[spec.name]) for spec in inputs)
     write = _export_dynamo if settings.exporter == "dynamo" else _export_torchscript
     try:
-        with (
-            quiet()
-        ):  # gradients stay on: without them torch takes fused kernels that the classic exporter does not know
+        with quiet(), _no_fused_attention():
             exported = write(network, arguments, inputs, settings)
     except Exception as e:  # both exporters raise a dozen unrelated types
         raise _refusal(e, network, inputs, settings) from e
@@ -129,6 +128,17 @@ def _as_forward_takes(network: nn.Module, shapes: tuple[dict[int, str], ...]) ->
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return (*shapes[:index], shapes[index:])
     return shapes
+
+
+@contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Keep torch from kernels that the classic exporter cannot write; it takes them where nothing needs a gradient."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _export_torchscript(
