@@ -6,11 +6,12 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,48 @@ from onnxshrink.core.tensors import did_you_mean
 
 @contextmanager
 def search_path(folder: Path) -> Iterator[None]:
-    """Let modules that lie beside a config file be imported, for as long as the block runs.
+    """Let modules that lie beside a config file, or in the working folder, be imported as long as the block runs.
 
-    What was imported from there is forgotten afterwards: another run in this process may have edited it, or may have
-    another module of the same name beside its own config.
+    A module beside the config file goes before another of the same name that this process imported from elsewhere, and
+    is read from disk again: the code that runs is the code that `source_digest` saw. Afterwards the process has the
+    modules it had before.
     """
     folder = folder.resolve()
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
+    before = {}
+    for name, module in list(sys.modules.items()):
+        file = _users_file(name, module)
+        if file and (Path(file).is_relative_to(folder) or _hides(folder, name)):
+            before[name] = sys.modules.pop(name)
+    added = [str(folder), str(Path.cwd())]
+    sys.path[:0] = added[:1]
+    sys.path.append(added[1])
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            path = getattr(sys.modules[name], "__file__", None)
-            if path and Path(path).is_relative_to(folder) and not _is_library(Path(path)):
+        sys.path.remove(added[0])
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(added[1])]
+        for name, module in list(sys.modules.items()):
+            file = _users_file(name, module)
+            if file and Path(file).is_relative_to(folder):
                 del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _users_file(name: str, module: object) -> str | None:
+    """Where one of the user's own modules lies; None for libraries, this package and the running script."""
+    # Not getattr: lazy modules import half a framework when they are asked for anything.
+    file = getattr(module, "__dict__", {}).get("__file__")
+    top = name.partition(".")[0]
+    if not isinstance(file, str) or top in ("__main__", __name__.partition(".")[0]) or _is_library(file):
+        return None
+    return file
+
+
+def _hides(folder: Path, name: str) -> bool:
+    """True if ``import`` finds the top-level package of ``name`` in ``folder``."""
+    top = name.partition(".")[0]
+    return (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
 
 
 def load_entry(entry: str) -> Callable[..., Any]:
@@ -63,7 +89,7 @@ def load_entry(entry: str) -> Callable[..., Any]:
             if own
             else f"install it: pip install {missing}",
         ) from e
-    except Exception as e:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as e:  # a user's module may raise anything, or be a script that exits
         raise ConfigError(
             f"importing {module_name!r} failed: {type(e).__name__}: {e}",
             got=entry,
@@ -93,12 +119,13 @@ def require_entry(entry: str) -> None:
     module_name, attribute = split_entry(entry)
     source_digest(entry)
     path = _source_file(module_name)
+    if path is None or path.suffix != ".py":
+        return  # built in or compiled: only importing it would tell
     try:
-        tree = ast.parse(path.read_bytes() if path else b"")
-    except SyntaxError as e:
-        raise ConfigError(
-            f"{module_name!r} is not valid Python: {e.msg}", where=f"{path}:{e.lineno}", got=entry
-        ) from e
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as e:
+        where = f"{path}:{e.lineno}" if isinstance(e, SyntaxError) else str(path)
+        raise ConfigError(f"{module_name!r} is not valid Python: {e}", where=where, got=entry) from e
     names = {name for node in ast.walk(tree) for name in _defines(node)}
     if attribute.partition(".")[0] not in names and not names & {"*", "__getattr__"}:
         raise ConfigError(
@@ -106,7 +133,7 @@ def require_entry(entry: str) -> None:
             where=str(path),
             got=entry,
             want="package.module:callable",
-            fix=did_you_mean(attribute, sorted(names)),
+            fix=did_you_mean(attribute.partition(".")[0], sorted(names)),
         )
 
 
@@ -129,70 +156,117 @@ def split_entry(entry: str) -> tuple[str, str]:
 
 
 def source_digest(entry: str) -> Digest:
-    """sha256 over the source of the entry's module and of every module it imports that is not a library.
+    """sha256 over the source that the entry's module can run, less libraries, whose versions stand in the keys instead.
 
-    A library is what lies in the standard library or in site-packages; its version stands in the keys instead. Modules of
-    the entry's own top-level package always count, installed or not.
+    That is the module and every module it imports that lies neither in the standard library nor in site-packages. Where
+    the entry itself is installed there, it is every module of its top-level package. A compiled module counts with its
+    bytes, and one that is built into Python with Python's version. Nothing is imported. What the source does not show
+    is not seen: modules imported by a computed name, and files that the code reads.
 
     Raises:
         ConfigError: The entry's module cannot be found.
     """
     module_name, _ = split_entry(entry)
     package = module_name.partition(".")[0]
-    found: dict[str, bytes] = {}
-    queue = [module_name]
-    while queue:
-        name = queue.pop()
-        path = _source_file(name)
-        if name in found or path is None or not (name.partition(".")[0] == package or not _is_library(path)):
-            continue
-        source = path.read_bytes()
-        found[name] = source
-        queue.extend(_imports(source, name, is_package=path.name == "__init__.py"))
-        queue.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py as well
-    if module_name not in found:
+    if package in sys.builtin_module_names:
+        return Digest(hashlib.sha256(sys.version.encode()).hexdigest())
+    path, top = _source_file(module_name), _source_file(package)
+    if path is None:
         raise ConfigError(
             f"cannot find the source of {module_name!r}",
             got=entry,
             want="a Python module beside the config file, in the working folder, or installed",
             fix="check the spelling, or run from the folder that holds it",
         )
+    found = _installed(top) if top and _is_library(top) else _reachable(module_name)
     sha = hashlib.sha256()
     for name in sorted(found):
-        sha.update(f"{name}\0".encode() + hashlib.sha256(found[name]).digest())
+        sha.update(f"{name}\0".encode() + hashlib.sha256(found[name].read_bytes()).digest())
     return Digest(sha.hexdigest())
 
 
+def _installed(top: Path) -> dict[str, Path]:
+    """The files of an installed package. Not followed import by import: that takes half a minute for torch."""
+    files = top.parent.rglob("*.py") if top.name == "__init__.py" else [top]
+    return {path.relative_to(top.parent).as_posix(): path for path in files}
+
+
+def _reachable(module_name: str) -> dict[str, Path]:
+    """The files of a module and of all it imports, directly or not, that are no library, by module name."""
+    found: dict[str, Path] = {}
+    seen = {""}
+    queue = [module_name]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        queue.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py as well
+        path = _source_file(name)
+        if path is None or _is_library(path):
+            continue
+        found[name] = path
+        if path.suffix == ".py":
+            queue.extend(_imports(path.read_bytes(), name, is_package=path.name == "__init__.py"))
+    return found
+
+
 def _source_file(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name) if name else None
-    except (ImportError, ValueError, AttributeError):  # a parent that is no package, or a half-made module
-        return None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin)
+    """The file of a module, found as ``import`` finds it, but without importing the packages it is in."""
+    origin: str | None = None
+    folders: Sequence[str] = sys.path
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        origin, folders = _find(".".join(parts[:depth]), folders)
+    return Path(origin) if origin and Path(origin).is_file() else None
 
 
+def _find(name: str, folders: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """File of the module ``name`` if it is in one of ``folders``, and the folders of its submodules."""
+    portions: list[str] = []  # of a namespace package, which may lie in several folders
+    for folder in folders:
+        finder = pkgutil.get_importer(folder)
+        spec = finder.find_spec(name) if finder else None
+        if spec and spec.loader:
+            return spec.origin, spec.submodule_search_locations or ()
+        portions += (spec and spec.submodule_search_locations) or ()
+    if "." not in name and not portions:
+        # Packages installed as editable may be found by a hook instead of a folder.
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        spec = next(filter(None, specs), None)
+        if spec:
+            return spec.origin, spec.submodule_search_locations or ()
+    return None, portions
+
+
+@cache
 def _library_folders() -> tuple[Path, ...]:
-    return tuple(Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+    folders = [Path(sysconfig.get_paths()[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return tuple({*folders, *(folder.resolve() for folder in folders)})
 
 
-def _is_library(path: Path) -> bool:
-    return any(path.resolve().is_relative_to(folder) for folder in _library_folders())
+def _is_library(path: str | Path) -> bool:
+    path = Path(path)
+    installed = "site-packages" in path.parts or "dist-packages" in path.parts  # the user's own and the system's too
+    return installed or any(path.is_relative_to(folder) for folder in _library_folders())
 
 
 def _imports(source: bytes, module: str, *, is_package: bool) -> Iterator[str]:
-    """Names of the modules that ``source`` imports, relative ones made absolute."""
+    """Names of the modules that ``source`` may import, relative ones made absolute."""
     package = module if is_package else module.rpartition(".")[0]
     try:
         tree = ast.parse(source)
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return  # importing it will say so better
-    resolve = partial(importlib.util.resolve_name, package=package)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = resolve("." * node.level + (node.module or "")) if node.level else (node.module or "")
+            base = node.module or ""
+            if node.level:
+                try:
+                    base = importlib.util.resolve_name("." * node.level + base, package)
+                except ImportError:  # it climbs above its package: importing it will say so better
+                    continue
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
