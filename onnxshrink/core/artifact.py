@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def digest_folder(folder: Path) -> Digest:
     """sha256 over the relative names and the bytes of every file below ``folder``."""
     sha = hashlib.sha256()
     for path in files_of(folder):
-        sha.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\0".encode())
+        sha.update(os.fsencode(path.relative_to(folder).as_posix()) + f"\0{digest_file(path)}\0".encode())
     return Digest(sha.hexdigest())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from onnxshrink.core.artifact import Facts
+from onnxshrink.core.errors import StoreError
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; adding a field does not raise it."""
@@ -155,8 +156,12 @@ class Report:
         return tuple(candidate for candidate in self.candidates if candidate.role == "variant")
 
     def candidate(self, name: str) -> Candidate:
-        """The row of that name."""
-        return next(candidate for candidate in self.candidates if candidate.name == name)
+        """The row of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return {candidate.name: candidate for candidate in self.candidates}[name]
 
     def to_json(self) -> str:
         """The report as JSON text; floats that are not finite never get in."""
@@ -164,28 +169,54 @@ class Report:
 
     @staticmethod
     def from_json(text: str) -> Report:
-        """Read a report of this or an older schema; fields this version does not know are left out."""
-        raw = json.loads(text)
-        raw["candidates"] = tuple(
-            _known(
-                Candidate,
-                row
+        """Read a report of this or an older schema; fields this version does not know are left out.
+
+        Raises:
+            StoreError: The text is no report, or one of a newer schema.
+        """
+        try:
+            raw = json.loads(text)
+            schema = raw.get("schema", SCHEMA)
+            report: Report = _known(
+                Report,
+                raw
                 | {
-                    "metrics": tuple(_known(Metric, metric) for metric in row["metrics"]),
-                    "verdicts": tuple(_known(Verdict, verdict) for verdict in row["verdicts"]),
+                    "candidates": tuple(map(_candidate, raw["candidates"])),
+                    "steps": tuple(_known(Step, step) for step in raw["steps"]),
+                    "warnings": tuple(raw.get("warnings", ())),
                 },
             )
-            for row in raw["candidates"]
-        )
-        raw["steps"] = tuple(_known(Step, step) for step in raw["steps"])
-        raw["warnings"] = tuple(raw.get("warnings", ()))
-        report: Report = _known(Report, raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:  # no JSON, or JSON of something else
+            raise StoreError(f"this is no report: {type(e).__name__}: {e}", want="report.json as a run wrote it") from e
+        if schema > SCHEMA:
+            raise StoreError(
+                "the report was written by a newer onnxshrink",
+                got=f"schema {schema}",
+                want=f"schema {SCHEMA} or older",
+                fix="pip install --upgrade onnxshrink",
+            )
         return report
 
     @staticmethod
     def read(path: Path) -> Report:
-        """Read ``report.json``."""
-        return Report.from_json(path.read_text(encoding="utf-8"))
+        """Read ``report.json``.
+
+        Raises:
+            StoreError: There is none, or it is no report; names the file.
+        """
+        try:
+            return Report.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as e:
+            raise StoreError(f"the report cannot be read: {e}", where=str(path)) from e
+        except StoreError as e:
+            e.where = str(path)
+            raise
+
+
+def _candidate(row: dict[str, Any]) -> Any:
+    metrics = tuple(_known(Metric, metric) for metric in row.get("metrics", ()))
+    verdicts = tuple(_known(Verdict, verdict) for verdict in row.get("verdicts", ()))
+    return _known(Candidate, row | {"metrics": metrics, "verdicts": verdicts})
 
 
 def _known(kind: Any, raw: dict[str, Any]) -> Any:
