@@ -1,0 +1,259 @@
+"""One pass over the samples: complete, exact, bounded in memory, and kept without loss."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_models as nets
+import pytest
+from onnx import helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+from onnxruntime.quantization.calibrate import create_calibrator
+
+from onnxshrink.calibration import calibrate
+from onnxshrink.calibration.calibrate import Calibration, load_calibration, observe_all, ranges_of, save_calibration
+from onnxshrink.calibration.masks import masked_tensors
+from onnxshrink.calibration.observe import plan_of, tensors_to_calibrate
+from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
+from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.core.events import Silent
+from onnxshrink.core.tensors import Batch
+
+SAMPLES = nets.samples_of(nets.cnn(), 40)
+
+
+class OrtReader(CalibrationDataReader):  # type: ignore[misc]
+    """The same batches, as ONNX Runtime's calibrators want them."""
+
+    def __init__(self, reader: nets.ArrayReader) -> None:
+        self.batches = iter(reader)
+
+    def get_next(self) -> Batch | None:
+        """The next batch, or None at the end."""
+        return next(self.batches, None)
+
+
+def observed(model: onnx.ModelProto, reader: nets.ArrayReader) -> Calibration:
+    """The calibration of a model on a reader's samples, whatever batch size is asked for."""
+    return observe_all(prepare(model, where="test"), lambda _: reader)
+
+
+@pytest.mark.parametrize("model", [nets.cnn(), nets.attention(mark=-100.0)], ids=["cnn", "attention"])
+def test_minmax_is_that_of_onnxruntime(model: onnx.ModelProto, tmp_path: Path) -> None:
+    """The tensors are those of ONNX Runtime's MinMax calibrator, and so are their extremes, to the last bit."""
+    reader = nets.ArrayReader(nets.samples_of(model, 40))
+    onnx.save(model, tmp_path / "model.onnx")
+    augmented = (tmp_path / "augmented.onnx").as_posix()
+    theirs = create_calibrator(
+        tmp_path / "model.onnx", list(QUANTIZABLE_OP_TYPES), augmented, calibrate_method=CalibrationMethod.MinMax
+    )
+    theirs.collect_data(OrtReader(reader))
+    want = {name: tuple(np.ravel(data.range_value).tolist()) for name, data in theirs.compute_data().items()}
+    ours = observed(model, reader).tensors
+    assert {name: (float(statistics.lo), float(statistics.hi)) for name, statistics in ours.items()} == want
+
+
+def test_derived_statistics_are_those_observed() -> None:
+    """Relu, Clip and Flatten need no counting: what is derived equals what counting them gives."""
+    model = prepare(nets.cnn(), where="test")
+    plan = plan_of(model)
+    assert {tensor.name for tensor in plan.derived} == {"r1", "k2", "f"}
+    shown = nets.cnn()
+    shown.graph.output.extend(
+        helper.make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, None) for tensor in plan.derived
+    )
+    from onnxshrink.runtime.session import Session
+
+    values = Session(shown.SerializeToString(), optimization="disabled").run(SAMPLES)
+    found = observed(nets.cnn(), nets.ArrayReader(SAMPLES)).tensors
+    for tensor in plan.derived:
+        counted = calibrate.TensorStatistics()
+        counted.update(values[tensor.name] + np.float32(0))
+        np.testing.assert_array_equal(found[tensor.name].side_counts()[0][1:], counted.side_counts()[0][1:])
+        assert found[tensor.name].hi == counted.hi
+
+
+def test_shards_merged_are_one_pass() -> None:
+    """Four shards, each observed on its own and merged in any order, are one pass over all samples."""
+    whole = nets.ArrayReader(SAMPLES, batch_size=1)
+    shards = [observed(nets.cnn(), whole.shard(index, 4)) for index in (2, 0, 3, 1)]
+    merged, once = reduce(Calibration.merge, shards), observed(nets.cnn(), whole)
+    assert merged.samples == once.samples == 40
+    for name, statistics in once.tensors.items():
+        np.testing.assert_array_equal(merged.tensors[name].counts, statistics.counts)
+        assert (merged.tensors[name].lo, merged.tensors[name].hi) == (statistics.lo, statistics.hi)
+
+
+def test_kept_without_loss(tmp_path: Path) -> None:
+    """What is written reads back as it was: samples, order of tensors, counts and extremes."""
+    calibration = observed(nets.cnn(), nets.ArrayReader(SAMPLES))
+    save_calibration(calibration, tmp_path)
+    back = load_calibration(tmp_path)
+    assert back.samples == 40
+    assert list(back.tensors) == list(calibration.tensors)
+    for name, statistics in calibration.tensors.items():
+        np.testing.assert_array_equal(back.tensors[name].counts, statistics.counts)
+        assert (back.tensors[name].lo, back.tensors[name].hi) == (statistics.lo, statistics.hi)
+
+
+def test_nothing_observed_is_kept_too(tmp_path: Path) -> None:
+    """A calibration without tensors is written and read like any other."""
+    save_calibration(Calibration(3, {}), tmp_path)
+    assert load_calibration(tmp_path) == Calibration(3, {})
+
+
+WRITE = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import onnx_models as nets
+from onnxshrink.calibration.calibrate import observe_all, save_calibration
+from onnxshrink.calibration.prepare import prepare
+model = nets.cnn()
+reader = nets.ArrayReader(nets.samples_of(model, 40))
+save_calibration(observe_all(prepare(model, where="test"), lambda _: reader), Path(sys.argv[2]))
+"""
+
+
+def test_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
+    """The file depends on the samples and the model, not on the process, its hash seed or the time."""
+    command = [sys.executable, "-c", WRITE, str(Path(nets.__file__).parent), str(tmp_path)]
+    subprocess.run(command, check=True, env={"PYTHONHASHSEED": "1"})
+    theirs = (tmp_path / "statistics.npz").read_bytes()
+    save_calibration(observed(nets.cnn(), nets.ArrayReader(SAMPLES)), tmp_path)
+    assert (tmp_path / "statistics.npz").read_bytes() == theirs
+
+
+def test_batch_follows_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is as large as the observed activations of one sample allow, from one sample to 16."""
+    asked: list[int] = []
+
+    def open_samples(batch_size: int) -> nets.ArrayReader:
+        asked.append(batch_size)
+        return nets.ArrayReader(SAMPLES, batch_size)
+
+    model = prepare(nets.cnn(), where="test")
+    observe_all(model, open_samples)
+    per_sample = 4 * (3 * 256 + 4 * 8 * 256 + 8 + 10)
+    monkeypatch.setattr(calibrate, "BATCH_BYTES", 5 * per_sample)
+    observe_all(model, open_samples)
+    monkeypatch.setattr(calibrate, "BATCH_BYTES", 1)
+    observe_all(model, open_samples)
+    assert asked == [1, 16, 1, 5, 1, 1]
+
+
+def test_progress_counts_samples() -> None:
+    """Progress tells samples done of all samples, up to the last."""
+
+    class Told(Silent):
+        steps: list[tuple[int, int]] = []  # noqa: RUF012 (one test, one listener)
+
+        def progress(self, step: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+            self.steps.append((done, total))
+
+    told = Told()
+    observe_all(prepare(nets.cnn(), where="test"), lambda _: nets.ArrayReader(SAMPLES), events=told)
+    assert told.steps == [(16, 40), (32, 40), (40, 40)]
+
+
+def test_not_finite_activation_is_named() -> None:
+    """An activation that overflows is an error that names the tensor and the sample."""
+    node = helper.make_node("Mul", ["x", "big"], ["h"], name="scale")
+    relu = helper.make_node("Relu", ["h"], ["y"])
+    weights = {"big": np.array(3e38, np.float32)}
+    model = nets.model_of(
+        [node, relu], {"x": ["N", 2]}, {"y": ["N", 2]}, weights | {"big": np.full(2, 1e8, np.float32)}
+    )
+    samples = np.ones((20, 2), np.float32)
+    samples[18, 1] = 1e38
+    with pytest.raises(DataError, match="activation 'h' holds inf on sample 18"):
+        observed(model, nets.ArrayReader({"x": samples}))
+
+
+def test_no_samples_is_an_error() -> None:
+    """An empty reader is refused."""
+    with pytest.raises(DataError, match="no calibration samples"):
+        observed(nets.cnn(), nets.ArrayReader({"x": np.zeros((0, 3, 16, 16), np.float32)}))
+
+
+def test_inputs_may_change_their_shape() -> None:
+    """Batches of different spatial sizes are counted together."""
+    nodes = [helper.make_node("Relu", ["x"], ["h"], name="a"), helper.make_node("Sigmoid", ["h"], ["y"], name="b")]
+    model = nets.model_of(nodes, {"x": ["N", "length"]}, {"y": ["N", "length"]}, {})
+
+    class Ragged(nets.ArrayReader):
+        def __iter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+            yield from ({"x": np.ones((2, length), np.float32)} for length in (3, 5))
+
+    found = observed(model, Ragged({"x": np.zeros((4, 1), np.float32)}))
+    assert found.samples == 4
+    assert found.tensors["y"].size == 2 * 3 + 2 * 5
+
+
+def test_ranges_leave_out_what_is_unfit() -> None:
+    """Tensors that shall stay in float get no range."""
+    calibration = observed(nets.cnn(), nets.ArrayReader(SAMPLES))
+    ranges = ranges_of(calibration, "mse", leave_out={"c1": "why"})
+    assert set(ranges) == set(calibration.tensors) - {"c1"}
+
+
+def test_degenerate_tensors_are_told() -> None:
+    """A tensor that the samples never make vary is listed."""
+    reader = nets.ArrayReader({"x": np.zeros((4, 3, 16, 16), np.float32)})
+    assert "x" in observed(nets.cnn(), reader).degenerate()
+
+
+def test_masks_are_found_in_the_graph() -> None:
+    """A mark spreads through what masks are built from, and ends at softmax; bounds of Clip are no marks."""
+    assert set(masked_tensors(nets.attention())) == {"mark", "m", "sm"}
+    clip = helper.make_node("Clip", ["x", "lo", "hi"], ["y"])
+    bounds = {"lo": np.array(-3.4e38, np.float32), "hi": np.array(3.4e38, np.float32)}
+    assert masked_tensors(nets.model_of([clip], {"x": ["N", 2]}, {"y": ["N", 2]}, bounds)) == {}
+
+
+def test_infinite_mask_is_no_error() -> None:
+    """A mask of minus infinity, as torch exports it, is left in float and not taken for an overflow."""
+    value = helper.make_tensor("v", onnx.TensorProto.FLOAT, [], [-np.inf])
+    nodes = [
+        helper.make_node("Constant", [], ["inf"], value=value),
+        helper.make_node("Greater", ["keep", "half"], ["on"]),
+        helper.make_node("Where", ["on", "x", "inf"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["y"], axis=-1),
+    ]
+    inputs: dict[str, list[int | str]] = {"x": ["N", 4], "keep": ["N", 4]}
+    model = nets.model_of(nodes, inputs, {"y": ["N", 4]}, {"half": np.array(0.5, np.float32)})
+    samples = nets.samples_of(model, 8)
+    samples["keep"][:] = [1, 1, 0, 1]
+    found = observed(model, nets.ArrayReader(samples)).tensors
+    assert "masked" not in found
+    assert found["y"].hi <= 1
+
+
+def test_nodes_get_names_that_depend_on_the_model_alone() -> None:
+    """A node without a name is called after its type and place, beside whatever names there are."""
+    model = nets.cnn()
+    model.graph.node[1].name = ""
+    model.graph.node[2].name = "Relu_1"
+    names = [node.name for node in prepare(model, where="test").graph.node]
+    assert names[1:3] == ["Relu_1_", "Relu_1"]
+    assert len(set(names)) == len(names)
+    assert model.graph.node[1].name == ""
+
+
+def test_float16_is_refused() -> None:
+    """A model that computes in half precision is refused, with the way out."""
+    model = nets.cnn()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    model.graph.node.pop(0)
+    with pytest.raises(ModelError, match="16-bit"):
+        prepare(model, where="test")
+
+
+def test_calibrated_tensors_are_in_graph_order() -> None:
+    """The selection is ordered by the graph, not by a set's whim."""
+    names = tensors_to_calibrate(prepare(nets.cnn(), where="test"))
+    assert names == ("x", "c1", "r1", "c2", "k2", "c3", "a3", "p", "f", "y")
