@@ -39,9 +39,12 @@ def strip_metadata(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     model = ir.serde.serialize_model(proto)
     del model.metadata_props[:]
     model.metadata_props.extend(own)
-    if domains_of(model) <= {""}:
-        for graph in graphs_of(model.graph):
-            del graph.value_info[:]
+    foreign = not domains_of(model) <= {""}
+    for graph in graphs_of(model.graph):
+        constants = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.value_info if foreign and value.name not in constants]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
     return model, []
 
 
