@@ -47,6 +47,7 @@ def quantize(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     if out.resolve() == model.resolve():
         raise ConfigError("the output would overwrite the model", where=str(out), fix="name another file: -o PATH")
     if not out.parent.is_dir():
@@ -93,6 +94,7 @@ def compare(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    _require(reference=reference, candidate=candidate, data=data)
     config = _config(
         reference,
         evaluation=data,
@@ -101,10 +103,16 @@ def compare(
         targets=[{"threads": threads}],
         gates=dict(gates or {}),
     )
-    if not candidate.is_file():
-        raise ConfigError("there is no such model", where=str(candidate), want="an .onnx file")
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+
+
+def _require(**files: Path) -> None:
+    for name, path in files.items():
+        if not path.is_file():
+            raise ConfigError(
+                f"there is no file {path}", where=name, want="data.npz" if "data" in name else "model.onnx"
+            )
 
 
 def _config(
@@ -124,9 +132,11 @@ def _array_names(path: Path) -> list[str]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return list(archive.files) if hasattr(archive, "files") else []
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError) as e:
         raise DataError(
-            f"the samples cannot be read: {e}", where=str(path), want="an .npz archive of the model's inputs"
+            "the samples cannot be read as an .npz archive",
+            where=str(path),
+            want="an .npz archive of the model's inputs",
         ) from e
 
 

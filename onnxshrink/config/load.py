@@ -190,7 +190,7 @@ def _dotted(loc: Location) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(dict(value) if isinstance(value, Mapping) else value)
+    text = str(value) if isinstance(value, Path) else repr(dict(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 

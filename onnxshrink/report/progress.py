@@ -74,7 +74,7 @@ class PlainEvents:
         now = time.monotonic()
         if now - self._last.setdefault(step, now) >= PLAIN_SECONDS:
             self._last[step] = now
-            self._line(f"  …     {step}: {done} of {total}{', ' + detail if detail else ''}")
+            self._line(f"   {done / max(total, 1):4.0%}  {step}{', ' + detail if detail else ''}")
 
     def finished(self, step: str, seconds: float, *, cached: bool) -> None:
         """A line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +30,7 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
     targets: list[str | None] = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target))
     for target in targets or [None]:
         console.print()
-        console.print(_table(report, target, titled=len(targets) > 1))
+        console.print(_table(report, target, titled=len(targets) > 1, roomy=console.width >= 96))
     _print_verdicts(report, console)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
@@ -42,14 +43,23 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console.print(f"  report  {escape(str(folder / 'report.json'))}", highlight=False, soft_wrap=True)
 
 
-def _table(report: Report, target: str | None, *, titled: bool) -> Table:
+def _table(report: Report, target: str | None, *, titled: bool, roomy: bool) -> Table:
+    """The comparison in 80 columns: units stand in the headers, intervals beside the ratio they belong to."""
     metric = _task_metric(report)
     table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title=f"on {target}" if titled else None
+        box=None,
+        pad_edge=False,
+        padding=(0, 2 if roomy else 1, 0, 0),
+        header_style="dim",
+        title=f"on {target}" if titled else None,
+        title_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for header in ("size", metric or "accuracy", "drop", "SQNR", "latency", "vs reference", "gates"):
-        table.add_column(header, justify="left" if header == "gates" else "right", no_wrap=True)
+    headers = ("size", metric or "", "drop pt" if metric in ("top1", "top5") else "drop", "dB", "ms", "vs reference")
+    for header in headers:
+        justify: Literal["left", "right"] = "left" if header == "vs reference" else "right"
+        table.add_column(header if metric or "drop" not in header else "", justify=justify, no_wrap=True)
+    table.add_column("gates", no_wrap=True)
     for candidate in report.candidates:
         table.add_row(*_row(candidate, target, metric, winner=candidate.name == report.winner))
     return table
@@ -65,7 +75,7 @@ def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner
         mark, style = _MARKS[candidate.outcome]
         verdict = Text(mark, style=style)
     elif candidate.role == "variant":
-        verdict = Text("none set", style="dim")
+        verdict = Text("none", style="dim")
     name = Text(f"{'▸ ' if winner else '  '}{candidate.name}", style="bold" if winner else "")
     return [
         name,
@@ -86,8 +96,7 @@ def _print_verdicts(report: Report, console: Console) -> None:
         console.print()
     for name, verdict in rows:
         mark, style = _MARKS[verdict.outcome]
-        line = Text.assemble((f"{mark:<7}", style), f"{name} {verdict.gate}: {verdict.reason}")
-        console.print(line, highlight=False)
+        console.print(Text.assemble((f"{mark:<7}", style), f"{name}: {verdict.reason}"), highlight=False)
 
 
 def _task_metric(report: Report) -> str | None:
@@ -101,7 +110,7 @@ def _worst_sqnr(candidate: Candidate, target: str | None) -> str:
         return ""
     values = [m.value for m in found if m.value is not None]
     if values:
-        return f"{min(values):.1f} dB"
+        return f"{min(values):.1f}"
     return "same" if found[0].note and "identical" in found[0].note else "n/a"
 
 
@@ -128,19 +137,21 @@ def _drop(metric: Metric | None, task: str | None) -> str:
     if metric is None or metric.value is None:
         return ""
     if task in ("top1", "top5"):
-        return f"{100 * metric.value:+.1f} pt".replace("-", "−")  # noqa: RUF001
+        return f"{100 * metric.value:+.1f}"
     return f"{metric.value:+.3g}"
 
 
 def _milliseconds(metric: Metric | None) -> str:
-    return f"{metric.value:.3g} ms" if metric and metric.value is not None else ""
+    return f"{metric.value:.3g}" if metric and metric.value is not None else ""
 
 
 def _ratio(metric: Metric | None) -> str:
+    """``0.79 0.76-0.82``: the ratio and its interval; alone where it is exact."""
     if metric is None or metric.value is None:
         return ""
-    interval = f" [{metric.lo:.2f}–{metric.hi:.2f}]" if metric.lo is not None and metric.hi is not None else ""  # noqa: RUF001
-    return f"{metric.value:.2f}{interval}"
+    if metric.lo is None or metric.hi is None or metric.lo == metric.hi:
+        return f"{metric.value:.2f}"
+    return f"{metric.value:.2f} {metric.lo:.2f}–{metric.hi:.2f}"  # noqa: RUF001
 
 
 def _ratio_style(metric: Metric | None) -> str:

@@ -1,0 +1,88 @@
+"""The real command line in a subprocess, and a small project of a user's to run it on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NETS = """\
+from torch import nn
+
+from shapes import WIDTH
+
+
+def build(width=WIDTH):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
+    )
+"""
+
+CONFIG = """\
+model: {factory: "nets:build", inputs: {image: {shape: [batch, 1, 6, 6]}}, outputs: [logits]}
+data:
+  train:       {npz: data.npz, split: train}
+  calibration: {npz: data.npz, split: calibration}
+  evaluation:  {npz: data.npz, split: test, metric: top1}
+stages:
+  - {kind: distill, teacher: {factory: "nets:build", args: {width: 48}, train: {epochs: 2}}, epochs: 2}
+  - {kind: prune_channels, pruning_ratio: 0.25}
+  - {kind: finetune, epochs: 1}
+  - {kind: export}
+  - {kind: optimize}
+variants:
+  fp32: []
+  int8: [{kind: quantize_static}]
+targets: [{latency_seconds: 0.2}]
+gates: {max_accuracy_drop: 1.0, min_sqnr_db: 5, max_size: 1 MB}
+"""
+
+
+def make_project(folder: Path) -> Path:
+    """A config with a network, a module it imports, and data; returns the config's path."""
+    (folder / "nets.py").write_text(NETS)
+    (folder / "shapes.py").write_text("WIDTH = 32\n")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 240)
+    image = rng.normal(size=(240, 1, 6, 6)) + labels[:, None, None, None]
+    split = np.array(["train"] * 160 + ["calibration"] * 16 + ["test"] * 64)
+    np.savez(folder / "data.npz", image=image.astype(np.float32), labels=labels, split=split)
+    config = folder / "cfg.yaml"
+    config.write_text(CONFIG)
+    return config
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line, with warnings as errors."""
+    return [sys.executable, "-W", "error", "-m", "onnxshrink", *map(str, arguments)]
+
+
+def onnxshrink(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what would change how output looks."""
+    return {key: value for key, value in os.environ.items() if key not in {"FORCE_COLOR", "COLUMNS", "PYTHONPATH"}}
+
+
+def report_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The report that ``--json`` printed."""
+    assert result.returncode in {0, 1}, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def cached(report: dict[str, Any]) -> dict[str, bool]:
+    """Step name to whether the store had it."""
+    return {step["name"]: step["cached"] for step in report["steps"]}

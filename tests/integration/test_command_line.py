@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from command_line import command, environment, onnxshrink
+
+from onnxshrink.config.schema import SCHEMA_FILE
+
+
+def test_schema_prints_what_the_repository_keeps(tmp_path: Path) -> None:
+    """``onnxshrink schema`` is the file beside the config's code."""
+    result = onnxshrink("schema", cwd=tmp_path)
+    assert json.loads(result.stdout) == json.loads(SCHEMA_FILE.read_text())
+
+
+def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
+    """A misspelt option and a missing argument are the user's to fix."""
+    assert onnxshrink("run", "--nope", cwd=tmp_path).returncode == 2
+    assert onnxshrink("quantize", "m.onnx", cwd=tmp_path).returncode == 2
+    assert onnxshrink("runn", cwd=tmp_path).returncode == 2
+
+
+def test_help_and_version_are_there(tmp_path: Path) -> None:
+    """Every command is listed, and the version is the package's."""
+    shown = onnxshrink("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in ("run", "quantize", "compare", "schema", "Exit status"))
+    assert onnxshrink("--version", cwd=tmp_path).stdout.startswith("onnxshrink ")
+
+
+@pytest.mark.serial
+def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
+    """No framework is imported before a command runs."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command("--help"), cwd=tmp_path, env=environment(), capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+    probe = "import sys, onnxshrink.cli; print({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    loaded = subprocess.run([*command()[:1], "-c", probe], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"
