@@ -28,7 +28,7 @@ from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.calibration.ranges import Range
 from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.core.tensors import did_you_mean
 from onnxshrink.runtime.graph import load_model, opset_of, save_model
 from onnxshrink.runtime.session import Session
@@ -87,7 +87,15 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     absurd = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     activations = set(calibration.tensors)
     with _captured_warnings() as warnings:
-        quantized = quantized_model(model, ranges, settings, exclude=excluded)
+        try:
+            quantized = quantized_model(model, ranges, settings, exclude=excluded)
+        except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on a graph they do not understand
+            raise ModelError(
+                f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
+                where=ctx.step,
+                got=type(e).__name__,
+                fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
+            ) from e
     _strip(quantized)
     path = save_model(quantized, out)
     onnx.checker.check_model(str(path))

@@ -186,3 +186,17 @@ def test_root_logger_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixt
     run_stage(tmp_path, nets.cnn())
     assert logging.getLogger().handlers == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_types_are_no_traceback(tmp_path: Path) -> None:
+    """A tensor of a foreign operator has no inferred type: what cannot do without is refused, and may be excluded."""
+    model = nets.cnn()
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[7].input[0] = "g"
+    model.graph.node.insert(7, onnx.helper.make_node("Gelu", ["p"], ["g"], name="gelu", domain="com.microsoft"))
+    with pytest.raises(ModelError, match="cannot quantize") as error:
+        run_stage(tmp_path / "all", model)
+    assert "exclude_nodes" in str(error.value.fix)
+    facts, _ = run_stage(tmp_path / "some", model, exclude_nodes=["head"])
+    assert facts["float_op_types"] == {"Gelu": 1}
+    assert facts["quantized_nodes"]["Conv"] == 3
