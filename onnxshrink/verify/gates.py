@@ -1,0 +1,194 @@
+"""Gates applied to metrics, and the choice among the variants that keep them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnxshrink.config.gates import Gates, Select, Target
+from onnxshrink.core.drift import IDENTICAL
+from onnxshrink.core.report import Candidate, Metric, Outcome, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How one gate reads: the metric it limits, its name in sentences, and what decides a close call.
+
+    Attributes:
+        metric: Name of the metric.
+        label: Its name in sentences.
+        scale: What a value is multiplied with for people; 100 turns a ratio into points.
+        unit: Unit after scaling.
+        count: Name of the metric that counts what was measured, and its name in sentences.
+        remedy: What to do when the interval straddles the limit.
+    """
+
+    metric: str
+    label: str
+    scale: float = 1.0
+    unit: str = ""
+    count: tuple[str, str] | None = None
+    remedy: str = ""
+
+
+_PAIRS = ("latency_pairs", "pairs")
+_RULES = {
+    "max_accuracy_drop": _Rule(
+        "accuracy_drop", "accuracy drop", 1.0, "", ("evaluation_samples", "samples"), "add evaluation samples"
+    ),
+    "max_size": _Rule("size_bytes", "model size", 1.0, " bytes"),
+    "max_latency_ratio": _Rule("latency_ratio", "latency ratio", 1.0, "", _PAIRS, "raise latency_seconds"),
+    "max_latency_ms": _Rule("latency_p50_ms", "p50 latency", 1.0, " ms", _PAIRS, "raise latency_seconds"),
+}
+
+
+def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) -> tuple[Verdict, ...]:
+    """One verdict for each gate that is set and each target it is measured on.
+
+    A gate is passed where the metric's whole interval keeps the limit, failed where none of it does, and else
+    inconclusive (failed under ``strict``). A metric that was not measured, or has no finite value, fails its gate.
+
+    Args:
+        gates: The limits.
+        metrics: Everything measured on one variant.
+        targets: The targets of the run.
+
+    Returns:
+        Verdicts in the order of the config's fields, then of the targets.
+    """
+    verdicts = []
+    for gate in ("max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms"):
+        limit = getattr(gates, gate)
+        if limit is None:
+            continue
+        for target in [None] if gate == "max_size" else [target.name for target in targets]:
+            mine = [metric for metric in metrics if metric.target == target]
+            verdict = _judge_sqnr(limit, mine) if gate == "min_sqnr_db" else _judge_most(gate, limit, mine)
+            verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
+    return tuple(verdicts)
+
+
+def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | None, str]:
+    """The winner among the variants without a failed gate, and why.
+
+    Ties are broken by the other criteria, then by the config's order. Latencies whose intervals overlap are a tie, so
+    that two runs on one machine choose alike. On several targets a variant counts as it does on its worst.
+
+    Args:
+        candidates: Rows of the report; only variants take part.
+        criterion: What to prefer.
+
+    Returns:
+        The winner's name, or None when no variant passed, and a reason of one line.
+    """
+    variants = [candidate for candidate in candidates if candidate.role == "variant"]
+    fit = [variant for variant in variants if variant.outcome != "failed"]
+    if not fit:
+        failures = "; ".join(f"{variant.name}: {_failed_gates(variant)}" for variant in variants)
+        return None, f"no variant passed every gate ({failures})"
+    fastest = min((_worst(variant, "latency_ratio") for variant in fit), key=lambda metric: metric.value or math.inf)
+
+    def key(variant: Candidate) -> tuple[float, ...]:
+        size, drop = _value(variant, "size_bytes"), _value(variant, "accuracy_drop")
+        ratio = _worst(variant, "latency_ratio")
+        tied = ratio.lo is not None and fastest.hi is not None and ratio.lo <= fastest.hi
+        speed = 0.0 if tied else _number(ratio)
+        orders = {
+            "smallest": (size, drop, speed),
+            "fastest": (speed, drop, size),
+            "most_accurate": (drop, size, speed),
+        }
+        return orders[criterion]
+
+    winner = min(fit, key=key)
+    return winner.name, _why(winner, criterion, n_fit=len(fit), n_variants=len(variants))
+
+
+def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
+    rule = _RULES[gate]
+    metric = next((metric for metric in metrics if metric.name == rule.metric), None)
+    if metric is None or metric.value is None:
+        why = (metric and metric.note) or "it was not measured"
+        return Verdict(gate, limit, "failed", f"{rule.label} has no value: {why}")
+    if metric.unit == "ratio" and gate == "max_accuracy_drop":
+        rule = replace(rule, scale=100.0, unit=" points")
+    lo, hi = (metric.value if end is None else end for end in (metric.lo, metric.hi))
+    found, wanted = f"{rule.label} {_said(metric, rule)}", f"the limit of {_figure(limit, rule)}{rule.unit}"
+    if hi <= limit:
+        return Verdict(gate, limit, "passed", f"{found} keeps {wanted}")
+    if lo > limit:
+        return Verdict(gate, limit, "failed", f"{found} exceeds {wanted}")
+    count = next((m for m in metrics if rule.count and m.name == rule.count[0] and m.value is not None), None)
+    cannot = f"{count.value:.0f} {rule.count[1]} cannot decide it; " if count and rule.count else ""
+    return Verdict(gate, limit, "inconclusive", f"{found} straddles {wanted}: {cannot}{rule.remedy}")
+
+
+def _judge_sqnr(limit: float, metrics: Sequence[Metric]) -> Verdict:
+    """The output with the lowest SQNR decides; identical outputs pass."""
+    gate, outputs = "min_sqnr_db", [metric for metric in metrics if metric.name == "sqnr_db"]
+    if not outputs:
+        return Verdict(gate, limit, "failed", "SQNR has no value: it was not measured")
+    broken = next((m for m in outputs if m.value is None and m.note != IDENTICAL), None)
+    if broken:
+        return Verdict(gate, limit, "failed", f"SQNR of output {broken.output!r} has no value: {broken.note}")
+    finite = [(metric.value, metric) for metric in outputs if metric.value is not None]
+    if not finite:
+        return Verdict(gate, limit, "passed", "outputs are identical to the reference's")
+    value, metric = min(finite, key=lambda pair: pair[0])
+    outcome: Outcome = "passed" if value >= limit else "failed"
+    compared = "keeps" if value >= limit else "is below"
+    reason = f"SQNR {value:.1f} dB of output {metric.output!r} {compared} the limit of {limit:g} dB"
+    return Verdict(gate, limit, outcome, reason)
+
+
+def _strict(verdict: Verdict) -> Verdict:
+    if verdict.outcome != "inconclusive":
+        return verdict
+    return replace(verdict, outcome="failed", reason=f"{verdict.reason} (strict: what is not proved fails)")
+
+
+def _said(metric: Metric, rule: _Rule) -> str:
+    """``0.4 points (-0.2 … 1.1)``."""
+    ends = ""
+    if metric.lo is not None and metric.hi is not None:
+        ends = f" ({_figure(metric.lo, rule)} … {_figure(metric.hi, rule)})"
+    return f"{_figure(metric.value or 0.0, rule)}{rule.unit}{ends}"
+
+
+def _figure(value: float, rule: _Rule) -> str:
+    if rule.metric == "size_bytes":
+        return f"{value:,.0f}"
+    return f"{value * rule.scale:.2f}" if rule.scale > 1 else f"{value:.4g}"
+
+
+def _worst(variant: Candidate, name: str) -> Metric:
+    """The metric on the target where it is largest; one without a value where it was not measured."""
+    metrics = [metric for metric in variant.metrics if metric.name == name]
+    return max(metrics, key=_number, default=Metric(name, None))
+
+
+def _number(metric: Metric) -> float:
+    return math.inf if metric.value is None else metric.value
+
+
+def _value(variant: Candidate, name: str) -> float:
+    return _number(_worst(variant, name))
+
+
+def _failed_gates(variant: Candidate) -> str:
+    return ", ".join(dict.fromkeys(verdict.gate for verdict in variant.verdicts if verdict.outcome == "failed"))
+
+
+def _why(winner: Candidate, criterion: Select, *, n_fit: int, n_variants: int) -> str:
+    """Why the winner, and what of it a person must know: open gates, and a speed below the reference's."""
+    parts = [f"{criterion.replace('_', ' ')} of the {n_fit} of {n_variants} variants that failed no gate"]
+    undecided = dict.fromkeys(verdict.gate for verdict in winner.verdicts if verdict.outcome == "inconclusive")
+    if undecided:
+        parts.append(f"inconclusive: {', '.join(undecided)}")
+    parts += [
+        f"slower than the reference on {metric.target}: {metric.value:.2f} times its latency"
+        for metric in winner.metrics
+        if metric.name == "latency_ratio" and metric.value is not None and metric.lo is not None and metric.lo > 1
+    ]
+    return "; ".join(parts)

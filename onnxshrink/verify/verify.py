@@ -1,0 +1,222 @@
+"""Everything measured on one model, in two parts: quality, which is deterministic, and latency, which never is.
+
+Quality may be kept and measured in parallel; latency is measured anew in every run, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from onnxshrink.config.gates import Target
+from onnxshrink.config.run import RunConfig
+from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.errors import DataError
+from onnxshrink.core.events import Events
+from onnxshrink.core.report import Candidate, Metric
+from onnxshrink.core.tensors import Array, Batch, TensorSpec
+from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.session import Session
+from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
+from onnxshrink.verify.drift import measure_drift
+from onnxshrink.verify.footprint import measure_footprint
+from onnxshrink.verify.gates import judge
+from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
+
+Role: TypeAlias = Literal["original", "reference", "variant"]
+
+_BATCH_SIZE = 32
+_SAME_FILE = "the reference itself"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What is known of a model without a clock.
+
+    Attributes:
+        metrics: Footprint, drift and accuracy.
+        scores: The model's scores on each target, by the target's name; empty without a task metric.
+    """
+
+    metrics: tuple[Metric, ...]
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+
+
+def verify(
+    *,
+    name: str,
+    role: Role,
+    artifact: Artifact,
+    reference: Artifact,
+    original_scores: Mapping[str, Scores] | None,
+    config: RunConfig,
+    events: Events,
+) -> tuple[Candidate, Mapping[str, Scores]]:
+    """Measure one model on every target and, if it is a variant, judge it.
+
+    Args:
+        name: The row's name in the report.
+        role: What the model is to the run.
+        artifact: The model, kind ``onnx``.
+        reference: The float model that drift and latency are measured against.
+        original_scores: Scores of the user's own model by target, as this function returned them; None for that model.
+        config: Data, targets, gates and seed.
+        events: Told of progress, as ``verify/<name>``.
+
+    Returns:
+        The row, and the model's scores by target.
+
+    Raises:
+        DataError: The evaluation data does not fit the model.
+        ModelError: A model cannot be run, or its outputs do not match the reference's.
+        ProviderError: A target's provider is not there.
+    """
+    quality = measure_quality(
+        name=name,
+        role=role,
+        artifact=artifact,
+        reference=reference,
+        original_scores=original_scores,
+        config=config,
+        events=events,
+    )
+    latency = measure_latency(name=name, artifact=artifact, reference=reference, config=config, events=events)
+    metrics = (*quality.metrics, *latency)
+    verdicts = judge(config.gates, metrics, config.targets) if role == "variant" else ()
+    return Candidate(name, role, str(artifact.model_path), artifact.digest, metrics, verdicts), quality.scores
+
+
+def measure_quality(
+    *,
+    name: str,
+    role: Role,
+    artifact: Artifact,
+    reference: Artifact,
+    original_scores: Mapping[str, Scores] | None,
+    config: RunConfig,
+    events: Events,
+) -> Quality:
+    """Footprint, and on each target drift from the reference (variants only) and accuracy; see `verify`.
+
+    Equal arguments give equal results on one machine.
+    """
+    metrics, scores = list(measure_footprint(artifact.model_path)), {}
+    data = config.data.evaluation
+    if data is None:
+        return Quality(tuple(metrics))
+    for target in config.targets:
+        candidate = Session(artifact.model_path, target)
+        if role == "variant":
+            metrics += measure_drift(
+                Session(reference.model_path, target),
+                candidate,
+                open_reader(data, candidate.inputs, batch_size=_BATCH_SIZE),
+                target.name,
+                _progress(events, name, f"drift on {target.name}"),
+            )
+        if data.metric:
+            scores[target.name] = score(
+                candidate,
+                open_reader(data, candidate.inputs, batch_size=_BATCH_SIZE, labels=True),
+                data.metric,
+                _progress(events, name, f"accuracy on {target.name}"),
+            )
+            original = original_scores[target.name] if original_scores else None
+            metrics += accuracy_metrics(original, scores[target.name], target_name=target.name, seed=config.seed)
+    return Quality(tuple(metrics), scores)
+
+
+def measure_latency(
+    *, name: str, artifact: Artifact, reference: Artifact, config: RunConfig, events: Events
+) -> tuple[Metric, ...]:
+    """Latency against the reference on each target, on real samples where there are any; see `verify`.
+
+    Nothing else should run meanwhile. The ratio of a model that is the reference itself, byte for byte, is 1 and exact.
+    """
+    metrics: list[Metric] = []
+    is_reference = artifact.digest == reference.digest
+    for target in config.targets:
+        tell = _progress(events, name, f"latency on {target.name}")
+        longest_ms = int(PATIENCE * target.latency_seconds * 1000)
+
+        def progress(seconds: float, tell: Callable[[int, int], None] = tell, total: int = longest_ms) -> None:
+            tell(min(int(seconds * 1000), total), total)
+
+        with without_garbage_collection():
+            times = measure_pairs(
+                _opener(reference, target, config),
+                _opener(artifact, target, config),
+                seconds=target.latency_seconds,
+                rng=np.random.default_rng(config.seed),
+                max_ratio=None if is_reference else config.gates.max_latency_ratio,
+                max_ms=config.gates.max_latency_ms,
+                progress=progress,
+            )
+        metrics += latency_metrics(times, target_name=target.name)
+    return tuple(_exact(metric) if is_reference and metric.name == "latency_ratio" else metric for metric in metrics)
+
+
+def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: int) -> Batch:
+    """The first batch of the evaluation (else calibration) data; seeded noise without data.
+
+    Args:
+        config: Data and seed.
+        specs: The model's inputs.
+        n_samples: Samples wanted where the model takes any number; a batch with fewer is repeated.
+
+    Raises:
+        DataError: There is no data, and an axis other than the batch has no length.
+    """
+    data = config.data.evaluation or config.data.calibration
+    if data is None:
+        rng = np.random.default_rng(config.seed)
+        return {spec.name: _noise(spec, n_samples, rng) for spec in specs}
+    batch = next(iter(open_reader(data, specs, batch_size=n_samples)))
+    repeated = {spec.name for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
+    return {
+        spec.name: batch[spec.name][np.arange(n_samples) % len(batch[spec.name])]
+        if spec.name in repeated
+        else batch[spec.name]
+        for spec in specs
+    }
+
+
+def _opener(artifact: Artifact, target: Target, config: RunConfig) -> Callable[[], Run]:
+    """Opens the model anew on the same samples each time."""
+    batches: list[Batch] = []
+
+    def open_anew() -> Run:
+        session = Session(artifact.model_path, target)
+        if not batches:
+            batches.append(latency_batch(config, session.inputs, target.batch))
+        return runner(session, batches[0])
+
+    return open_anew
+
+
+def _exact(ratio: Metric) -> Metric:
+    return replace(ratio, value=1.0, lo=1.0, hi=1.0, note=_SAME_FILE)
+
+
+def _progress(events: Events, name: str, detail: str) -> Callable[[int, int], None]:
+    return partial(events.progress, f"verify/{name}", detail=detail)
+
+
+def _noise(spec: TensorSpec, n_samples: int, rng: np.random.Generator) -> Array:
+    loose = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
+    if loose:
+        raise DataError(
+            f"the axis {loose[0]!r} of the input {spec.name!r} has no length, so latency cannot be measured",
+            got=str(spec),
+            want="samples that say how long it is",
+            fix="give data.evaluation",
+        )
+    shape = tuple(n_samples if isinstance(dim, str) else dim for dim in spec.shape)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)

@@ -1,0 +1,99 @@
+"""Drift against numpy over the whole arrays at once."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import numpy as np
+import pytest
+
+from onnxshrink.core.drift import CANDIDATE_NAN, INFINITE, REFERENCE_NAN, Drift
+from onnxshrink.core.errors import ModelError
+
+
+def drift(reference: np.ndarray, candidate: np.ndarray, size: int = 7) -> Drift:
+    """Drift in batches."""
+    starts = range(0, len(reference), size)
+    return reduce(lambda d, i: d.update(reference[i : i + size], candidate[i : i + size]), starts, Drift("y"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8", "uint8", "int32"])
+@pytest.mark.parametrize("shape", [(30, 10), (23, 3, 4, 4), (11,)])
+def test_measures_equal_numpy(dtype: str, shape: tuple[int, ...]) -> None:
+    """Each measure is the textbook formula over all values in float64."""
+    rng = np.random.default_rng(0)
+    ref = (rng.standard_normal(shape) * 20 + 50).astype(dtype)
+    cand = (ref.astype(np.float64) + rng.standard_normal(shape) * 3).astype(dtype)
+    r, c = ref.astype(np.float64).ravel(), cand.astype(np.float64).ravel()
+    measured = drift(ref, cand)
+    assert measured.max_abs == np.abs(r - c).max()
+    assert measured.mean_abs == pytest.approx(np.abs(r - c).mean())
+    assert measured.sqnr_db == pytest.approx(10 * np.log10((r**2).sum() / ((r - c) ** 2).sum()))
+    assert measured.cosine == pytest.approx(r @ c / np.linalg.norm(r) / np.linalg.norm(c))
+    assert measured.relative_l2 == pytest.approx(np.linalg.norm(r - c) / np.linalg.norm(r))
+    row_errors = np.abs(ref.astype(np.float64) - cand.astype(np.float64)).reshape(shape[0], -1).max(axis=1)
+    assert measured.worst_row == row_errors.argmax()
+
+
+def test_top1_agreement_counts_rows() -> None:
+    """The winning class decides, ties to the first; outputs that rank no classes have none."""
+    ref = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 2.0]], np.float32)
+    cand = np.array([[0.0, 9.0], [0.0, 1.0], [3.0, 3.0], [0.0, 2.0]], np.float32)
+    assert drift(ref, cand, 3).top1_agreement == 0.75
+    assert drift(ref[:, :1], cand[:, :1]).top1_agreement is None
+    assert drift(ref[:, :, None], cand[:, :, None]).top1_agreement is None
+
+
+def test_identical_outputs_have_infinite_sqnr() -> None:
+    """No difference at all: infinite decibels, cosine 1, distance 0, zeros included."""
+    for ref in (np.zeros((3, 4)), np.random.default_rng(0).normal(size=(3, 4))):
+        measured = drift(ref, ref.copy())
+        assert (measured.sqnr_db, measured.cosine, measured.relative_l2) == (math.inf, 1.0, 0.0)
+        assert measured.flaw is None
+
+
+def test_silent_reference_has_no_ratio() -> None:
+    """A reference of zeros makes every relative measure meaningless, and none raises."""
+    measured = drift(np.zeros((3, 4)), np.ones((3, 4)))
+    assert measured.sqnr_db == -math.inf
+    assert measured.relative_l2 == math.inf
+    assert math.isnan(measured.cosine)
+
+
+@pytest.mark.parametrize(
+    ("ref", "cand", "flaw"),
+    [
+        (1.0, np.nan, CANDIDATE_NAN),
+        (np.nan, 1.0, REFERENCE_NAN),
+        (np.nan, np.nan, REFERENCE_NAN),
+        (1.0, np.inf, INFINITE),
+        (np.inf, -np.inf, INFINITE),
+        (-np.inf, -np.inf, None),
+    ],
+)
+def test_values_that_are_not_finite(ref: float, cand: float, flaw: str | None) -> None:
+    """NaN and one-sided infinity are flaws that stay; equal infinities agree and are left out."""
+    a = np.array([[1.0, 2.0], [3.0, ref], [5.0, 6.0]])
+    b = np.array([[1.0, 2.0], [3.5, cand], [5.0, 6.0]])
+    measured = drift(a, b, 1)
+    assert measured.flaw == flaw
+    assert measured.max_abs == 0.5 or flaw
+
+
+def test_other_shapes_and_dtypes_are_refused() -> None:
+    """Models of different interfaces cannot be compared, and the error shows both sides."""
+    ref = np.zeros((2, 3), np.float32)
+    for cand in (np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float16)):
+        with pytest.raises(ModelError, match="differ in the shape or dtype") as caught:
+            Drift("y").update(ref, cand)
+        assert str(cand.dtype) in str(caught.value)
+    with pytest.raises(ModelError, match="holds no numbers"):
+        Drift("y").update(np.array(["a"]), np.array(["a"]))
+
+
+def test_scalars_and_empty_outputs() -> None:
+    """A scalar output is one row; an output without rows (no detections) adds nothing."""
+    empty = np.zeros((0, 6), np.float32)
+    measured = Drift("y").update(np.float32(2.0).reshape(()), np.float32(1.0).reshape(())).update(empty, empty)
+    assert (measured.n_values, measured.n_rows, measured.max_abs) == (1, 1, 1.0)
