@@ -1,4 +1,4 @@
-"""Make the files in calib_data/ from their origin, byte for byte the same every time.
+"""Make the files in calib_data/ from their origin, the same every time.
 
     python tools/make_calib_data.py [--out FOLDER]
 
