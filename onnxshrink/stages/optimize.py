@@ -141,7 +141,8 @@ def attempt(
     copy.CopyFrom(model)
     with quiet():
         result, notes = pass_(copy)
-        result, _ = strip_metadata(result)  # what a pass notes for itself is no change
+        # What a pass notes for itself is no change; and shapes noted by one pass have led another to wrong rewrites.
+        result, _ = strip_metadata(result)
     extra = {"notes": notes} if notes else {}
     for values, wanted in ((result.graph.input, input_specs(original)), (result.graph.output, output_specs(original))):
         source = {value.name: value for value in (*original.graph.input, *original.graph.output)}

@@ -95,6 +95,30 @@ def test_a_float_network_becomes_what_onnxruntime_can_quantize(tmp_path: Path) -
     assert facts["batch_norms_left"] == {}
 
 
+def test_what_was_optimized_runs_in_integers_from_end_to_end(tmp_path: Path) -> None:
+    """ONNX Runtime quantizes every node of it; before, batch norm, pooling and the bias stay islands in float."""
+
+    class Calibration:
+        def __init__(self) -> None:
+            self.batches = iter([{"x": np.random.default_rng(1).standard_normal((8, 3, 8, 8)).astype(np.float32)}])
+
+        def get_next(self) -> object:
+            return next(self.batches, None)
+
+    quantized, deployed = tmp_path / "quantized.onnx", tmp_path / "deployed.onnx"
+    _, path = run(tmp_path, network(pooled=False))
+    ort_quantize_static(path, quantized, Calibration(), per_channel=True)
+    Session(quantized, optimization="extended", save_optimized=deployed)
+    assert [node.op_type for node in onnx.load(deployed).graph.node] == [
+        "QuantizeLinear",
+        "QLinearConv",
+        "QLinearGlobalAveragePool",
+        "Flatten",
+        "QGemm",
+        "DequantizeLinear",
+    ]
+
+
 def test_outputs_in_the_middle_keep_their_names_and_order(tmp_path: Path) -> None:
     """A pass may not move an output that another pass would like to fold away."""
     before = network()
