@@ -87,7 +87,7 @@ def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | No
     if not fit:
         failures = "; ".join(f"{variant.name}: {_failed_gates(variant)}" for variant in variants)
         return None, f"no variant passed every gate ({failures})"
-    fastest = min((_worst(variant, "latency_ratio") for variant in fit), key=lambda metric: metric.value or math.inf)
+    fastest = min((_worst(variant, "latency_ratio") for variant in fit), key=_number)
 
     def key(variant: Candidate) -> tuple[float, ...]:
         size, drop = _value(variant, "size_bytes"), _value(variant, "accuracy_drop")

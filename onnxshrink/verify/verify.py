@@ -17,14 +17,13 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.events import Events
-from onnxshrink.core.report import Candidate, Metric
+from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.drift import measure_drift
 from onnxshrink.verify.footprint import measure_footprint
-from onnxshrink.verify.gates import judge
 from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
 
 Role: TypeAlias = Literal["original", "reference", "variant"]
@@ -46,50 +45,6 @@ class Quality:
     scores: Mapping[str, Scores] = field(default_factory=dict)
 
 
-def verify(
-    *,
-    name: str,
-    role: Role,
-    artifact: Artifact,
-    reference: Artifact,
-    original_scores: Mapping[str, Scores] | None,
-    config: RunConfig,
-    events: Events,
-) -> tuple[Candidate, Mapping[str, Scores]]:
-    """Measure one model on every target and, if it is a variant, judge it.
-
-    Args:
-        name: The row's name in the report.
-        role: What the model is to the run.
-        artifact: The model, kind ``onnx``.
-        reference: The float model that drift and latency are measured against.
-        original_scores: Scores of the user's own model by target, as this function returned them; None for that model.
-        config: Data, targets, gates and seed.
-        events: Told of progress, as ``verify/<name>``.
-
-    Returns:
-        The row, and the model's scores by target.
-
-    Raises:
-        DataError: The evaluation data does not fit the model.
-        ModelError: A model cannot be run, or its outputs do not match the reference's.
-        ProviderError: A target's provider is not there.
-    """
-    quality = measure_quality(
-        name=name,
-        role=role,
-        artifact=artifact,
-        reference=reference,
-        original_scores=original_scores,
-        config=config,
-        events=events,
-    )
-    latency = measure_latency(name=name, artifact=artifact, reference=reference, config=config, events=events)
-    metrics = (*quality.metrics, *latency)
-    verdicts = judge(config.gates, metrics, config.targets) if role == "variant" else ()
-    return Candidate(name, role, str(artifact.model_path), artifact.digest, metrics, verdicts), quality.scores
-
-
 def measure_quality(
     *,
     name: str,
@@ -100,9 +55,23 @@ def measure_quality(
     config: RunConfig,
     events: Events,
 ) -> Quality:
-    """Footprint, and on each target drift from the reference (variants only) and accuracy; see `verify`.
+    """Footprint, and on each target drift from the reference (variants only) and accuracy.
 
     Equal arguments give equal results on one machine.
+
+    Args:
+        name: The row's name in the report.
+        role: What the model is to the run.
+        artifact: The model, kind ``onnx``.
+        reference: The float model that drift is measured against.
+        original_scores: Scores of the user's own model by target; None for that model, which then has no drop.
+        config: Data, targets and seed.
+        events: Told of progress, as ``verify/<name>``.
+
+    Raises:
+        DataError: The evaluation data does not fit the model.
+        ModelError: A model cannot be run, or its outputs do not match the reference's.
+        ProviderError: A target's provider is not there.
     """
     metrics, scores = list(measure_footprint(artifact.model_path)), {}
     data = config.data.evaluation
@@ -133,9 +102,21 @@ def measure_quality(
 def measure_latency(
     *, name: str, artifact: Artifact, reference: Artifact, config: RunConfig, events: Events
 ) -> tuple[Metric, ...]:
-    """Latency against the reference on each target, on real samples where there are any; see `verify`.
+    """Latency against the reference on each target, on real samples where there are any.
 
     Nothing else should run meanwhile. The ratio of a model that is the reference itself, byte for byte, is 1 and exact.
+
+    Args:
+        name: The row's name in the report.
+        artifact: The model, kind ``onnx``.
+        reference: The float model it is compared with.
+        config: Data, targets, gates and seed; a gate that is hard to decide is measured longer for.
+        events: Told of progress, as ``verify/<name>``: milliseconds of the longest time it may take.
+
+    Raises:
+        DataError: There is no data to say how long a dynamic axis is.
+        ModelError: A model cannot be run.
+        ProviderError: A target's provider is not there.
     """
     metrics: list[Metric] = []
     is_reference = artifact.digest == reference.digest

@@ -1,0 +1,221 @@
+"""What is measured on real sessions and files: drift, footprint, quality and latency of small models."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxshrink.config.run import RunConfig
+from onnxshrink.core.artifact import Artifact, digest_folder
+from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.core.events import Silent
+from onnxshrink.core.report import Metric
+from onnxshrink.core.tensors import Batch, TensorSpec
+from onnxshrink.runtime.session import Session
+from onnxshrink.verify.drift import match_outputs, measure_drift
+from onnxshrink.verify.footprint import measure_footprint
+from onnxshrink.verify.verify import latency_batch, measure_latency, measure_quality
+
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.normal(size=(6, 4)).astype(np.float32)
+X = RNG.normal(size=(50, 6)).astype(np.float32)
+LABELS = (X @ WEIGHT).argmax(1)
+
+
+def linear(weight: np.ndarray, outputs: tuple[str, ...] = ("logits",), batch: int | str = "batch") -> onnx.ModelProto:
+    """``x @ weight`` under each of the output names."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], [name]) for name in outputs],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, weight.shape[0]])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, weight.shape[1]]) for name in outputs],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def session(model: onnx.ModelProto) -> Session:
+    """Opened in memory."""
+    return Session(model.SerializeToString(), name="linear")
+
+
+def artifact(folder: Path, weight: np.ndarray) -> Artifact:
+    """A linear model as an artifact."""
+    folder.mkdir()
+    onnx.save(linear(weight), folder / "model.onnx")
+    return Artifact("onnx", folder, digest_folder(folder))
+
+
+class Samples:
+    """``X`` in batches of 16."""
+
+    where = "memory"
+
+    def __init__(self, x: np.ndarray = X) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ({"x": self.x[i : i + 16]} for i in range(0, len(self.x), 16))
+
+    def shard(self, index: int, count: int) -> Samples:
+        """Every ``count``-th sample."""
+        return Samples(self.x[index::count])
+
+
+class Told(Silent):
+    """Keeps progress."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int, int, str]] = []
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """One line of it."""
+        self.steps.append((step, done, total, detail))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run over an archive of ``X`` with labels, quickly measured."""
+    np.savez(tmp_path / "data.npz", x=X, labels=LABELS)
+    artifact(tmp_path / "source", WEIGHT)
+    raw: dict[str, Any] = {
+        "model": {"onnx": "source/model.onnx"},
+        "data": {"evaluation": {"npz": "data.npz", "metric": "top1"}},
+        "targets": [{"latency_seconds": 0.1}, {"batch": 64, "latency_seconds": 0.1}],
+    }
+    return RunConfig.model_validate(raw, context={"base": str(tmp_path)})
+
+
+def named(metrics: tuple[Metric, ...]) -> dict[str, Metric]:
+    """Metrics by name, the first of each."""
+    return {metric.name: metric for metric in reversed(metrics)}
+
+
+def test_drift_equals_numpy() -> None:
+    """The metrics of two linear models are numpy's, and the worst sample is named."""
+    other = WEIGHT + 0.01
+    reference, candidate = session(linear(WEIGHT)), session(linear(other))
+    metrics = named(measure_drift(reference, candidate, Samples(), "cpu"))
+    a, b = (s.run({"x": X})["logits"].astype(np.float64) for s in (reference, candidate))
+    assert metrics["sqnr_db"].value == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()), rel=1e-5)
+    assert metrics["top1_agreement"].value == (a.argmax(1) == b.argmax(1)).mean()
+    assert metrics["max_abs_error"].note == f"worst at sample {np.abs(a - b).max(1).argmax()}"
+    assert {(m.target, m.output) for m in metrics.values()} == {("cpu", "logits")}
+
+
+def test_identical_models_say_so() -> None:
+    """No finite SQNR, the note 'identical', and everything else exact."""
+    metrics = named(measure_drift(session(linear(WEIGHT)), session(linear(WEIGHT)), Samples(), "cpu"))
+    assert (metrics["sqnr_db"].value, metrics["sqnr_db"].note) == (None, "identical")
+    assert (metrics["max_abs_error"].value, metrics["cosine"].value) == (0.0, 1.0)
+    assert metrics["max_abs_error"].note is None
+
+
+def test_nan_in_a_candidate_leaves_no_number() -> None:
+    """A candidate that gives NaN has no measure of drift at all, and each says why."""
+    broken = session(linear(np.full_like(WEIGHT, np.nan)))
+    metrics = measure_drift(session(linear(WEIGHT)), broken, Samples(), "cpu")
+    assert {(m.value, m.note) for m in metrics} == {(None, "candidate gives NaN")}
+    assert len(metrics) == 6
+
+
+def test_outputs_match_by_name_then_by_position() -> None:
+    """Order does not matter where names agree; else as many outputs as the reference, or an error with both lists."""
+    assert match_outputs(["a", "b"], ["b", "c", "a"], where="m") == {"a": "a", "b": "b"}
+    assert match_outputs(["a", "b"], ["x", "y"], where="m") == {"a": "x", "b": "y"}
+    with pytest.raises(ModelError, match=r"(?s)cannot be matched.*x.*a, b"):
+        match_outputs(["a", "b"], ["x"], where="m")
+
+
+def test_other_interface_and_no_samples_are_errors() -> None:
+    """Outputs of another width, and a reader without samples."""
+    with pytest.raises(ModelError, match="differ in the shape"):
+        measure_drift(session(linear(WEIGHT)), session(linear(WEIGHT[:, :3])), Samples(), "cpu")
+    with pytest.raises(DataError, match="no samples"):
+        measure_drift(session(linear(WEIGHT)), session(linear(WEIGHT)), Samples(X[:0]), "cpu")
+
+
+def test_footprint_counts_every_file(tmp_path: Path) -> None:
+    """Bytes are those on disk, external data included; compressed is gzip's; parameters are the elements."""
+    weight = np.zeros((64, 64), np.float32)
+    path = tmp_path / "model.onnx"
+    onnx.save(linear(weight), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    metrics = named(measure_footprint(path))
+    files = [path, tmp_path / "weights.bin"]
+    assert metrics["size_bytes"].value == sum(file.stat().st_size for file in files)
+    assert metrics["compressed_bytes"].value == sum(len(gzip.compress(f.read_bytes(), 6)) for f in files)
+    assert metrics["parameters"].value == 64 * 64
+
+
+def test_quality_of_a_variant(tmp_path: Path, config: RunConfig) -> None:
+    """Footprint once, drift and accuracy per target, the drop against the original; the same each time."""
+    reference, candidate = artifact(tmp_path / "a", WEIGHT), artifact(tmp_path / "b", WEIGHT[:, ::-1].copy())
+    told = Told()
+    common: dict[str, Any] = {"reference": reference, "config": config, "events": told}
+    original = measure_quality(name="o", role="original", artifact=reference, original_scores=None, **common)
+    assert named(original.metrics)["top1"].value == 1.0
+    assert {m.name for m in original.metrics}.isdisjoint({"sqnr_db", "accuracy_drop"})
+    again = [
+        measure_quality(name="v", role="variant", artifact=candidate, original_scores=original.scores, **common)
+        for _ in range(2)
+    ]
+    assert again[0].metrics == again[1].metrics
+    metrics = again[0].metrics
+    assert [m.target for m in metrics if m.name == "accuracy_drop"] == ["cpu", "cpu, batch 64"]
+    right = (X @ WEIGHT[:, ::-1]).argmax(1) == LABELS
+    assert named(metrics)["accuracy_drop"].value == pytest.approx(1 - right.mean())
+    assert ("verify/v", 50, 50, "drift on cpu") in told.steps
+    assert ("verify/v", 50, 50, "accuracy on cpu") in told.steps
+
+
+def test_without_data_only_the_file_is_weighed(tmp_path: Path, config: RunConfig) -> None:
+    """No evaluation data: no drift, no accuracy, and no failure."""
+    model = artifact(tmp_path / "a", WEIGHT)
+    bare = config.model_copy(update={"data": config.data.model_copy(update={"evaluation": None})})
+    quality = measure_quality(
+        name="v", role="variant", artifact=model, reference=model, original_scores=None, config=bare, events=Silent()
+    )
+    assert {metric.name for metric in quality.metrics} == {"size_bytes", "compressed_bytes", "parameters"}
+    assert not quality.scores
+
+
+def test_latency_of_the_reference_is_one(tmp_path: Path, config: RunConfig) -> None:
+    """The reference against itself has the ratio 1, exactly, with times of its own, on each target."""
+    model = artifact(tmp_path / "a", WEIGHT)
+    told = Told()
+    metrics = measure_latency(name="r", artifact=model, reference=model, config=config, events=told)
+    ratios = [metric for metric in metrics if metric.name == "latency_ratio"]
+    assert [(m.value, m.lo, m.hi, m.note) for m in ratios] == [(1.0, 1.0, 1.0, "the reference itself")] * 2
+    assert all(m.value > 0 for m in metrics if m.name == "latency_p50_ms" and m.value is not None)
+    assert {step[3] for step in told.steps} == {"latency on cpu", "latency on cpu, batch 64"}
+    assert all(0 <= done <= total for _, done, total, _ in told.steps)
+
+
+def test_latency_inputs_are_real_samples(config: RunConfig) -> None:
+    """The first samples of the data; repeated where there are fewer than the batch."""
+    specs = (TensorSpec("x", "float32", ("batch", 6)),)
+    assert np.array_equal(latency_batch(config, specs, 8)["x"], X[:8])
+    wide = latency_batch(config, specs, 64)["x"]
+    assert np.array_equal(wide, np.concatenate([X, X[:14]]))
+    assert len(latency_batch(config, (TensorSpec("x", "float32", (5, 6)),), 1)["x"]) == 5
+
+
+def test_latency_inputs_without_data(config: RunConfig) -> None:
+    """Seeded noise of the model's shapes and dtypes; an axis without a length is an error that names it."""
+    bare = config.model_copy(update={"data": config.data.model_copy(update={"evaluation": None})})
+    specs = (TensorSpec("x", "float16", ("batch", 6)), TensorSpec("ids", "int64", (1, 3)), TensorSpec("s", "bool", ()))
+    first, second = (latency_batch(bare, specs, 2) for _ in range(2))
+    assert [(a.shape, str(a.dtype)) for a in first.values()] == [((2, 6), "float16"), ((1, 3), "int64"), ((), "bool")]
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    with pytest.raises(DataError, match=r"(?s)'height'.*data.evaluation"):
+        latency_batch(bare, (TensorSpec("x", "float32", ("batch", 3, "height", 8)),), 1)
