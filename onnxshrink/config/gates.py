@@ -21,7 +21,8 @@ class Target(Model):
     options: dict[str, Any] = Field(default_factory=dict)
     """Provider options, passed on to ONNX Runtime."""
     latency_seconds: float = Field(default=3.0, gt=0)
-    """Longest time to measure the latency of one variant; four times as long before a gate is inconclusive."""
+    """Time to measure the latency of one variant; up to four times as long before a gate is inconclusive, and longer
+    for a model that is slow to open: sessions are opened anew at least six times."""
 
     @property
     def name(self) -> str:

@@ -27,6 +27,7 @@ class LiveEvents:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
+            refresh_per_second=4,  # the bars are drawn by a thread, and latency is measured beside it
         )
         self._tasks: dict[str, TaskID] = {}
 

@@ -25,14 +25,10 @@ def load_model(path: Path) -> onnx.ModelProto:
         ModelError: The file is no ONNX model, or its external data is missing or too short.
     """
     try:
-        model = onnx.load(str(path))
-    except FileNotFoundError as e:
-        raise ModelError(
-            f"a file of the ONNX model is missing: {e}",
-            where=str(path),
-            want="the .onnx file with its external data beside it",
-            fix="copy the data file that belongs to the model into the same folder",
-        ) from e
+        model = onnx.load(str(path), load_external_data=False)
+        missing = sorted(str(file) for file in _external_files(model, path.parent) if not file.is_file())
+        if not missing:
+            external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as e:  # protobuf's DecodeError and onnx's checker errors share no base
         raise ModelError(
             f"the file cannot be read as an ONNX model: {str(e).strip().partition(chr(10))[0]}",
@@ -40,6 +36,14 @@ def load_model(path: Path) -> onnx.ModelProto:
             got=f"{path.stat().st_size} bytes" if path.exists() else "nothing",
             want="an ONNX model",
         ) from e
+    if missing:
+        raise ModelError(
+            "external data of the ONNX model is missing",
+            where=str(path),
+            got=f"nothing at {', '.join(missing)}",
+            want="the .onnx file with its data files beside it",
+            fix="copy the data file that belongs to the model into the same folder, under its own name",
+        )
     if not model.graph.node and not model.graph.output:
         raise ModelError("the ONNX model is empty", where=str(path), want="a graph with nodes and outputs")
     return model
@@ -61,9 +65,12 @@ def save_model(model: onnx.ModelProto, folder: Path) -> Path:
 
 def external_files(path: Path) -> set[Path]:
     """The files of external data that the model at ``path`` refers to, beside the model."""
-    model = onnx.load(str(path), load_external_data=False)
+    return _external_files(onnx.load(str(path), load_external_data=False), path.parent)
+
+
+def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:
     tensors = (t for t in _tensors(model.graph) if external_data_helper.uses_external_data(t))
-    return {path.parent / external_data_helper.ExternalDataInfo(tensor).location for tensor in tensors}
+    return {folder / external_data_helper.ExternalDataInfo(tensor).location for tensor in tensors}
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:

@@ -182,7 +182,12 @@ def _failed_gates(variant: Candidate) -> str:
 
 def _why(winner: Candidate, criterion: Select, *, n_fit: int, n_variants: int) -> str:
     """Why the winner, and what of it a person must know: open gates, and a speed below the reference's."""
-    parts = [f"{criterion.replace('_', ' ')} of the {n_fit} of {n_variants} variants that failed no gate"]
+    field = "both" if n_fit == 2 else f"the {n_fit}"
+    parts = [f"{winner.name}: the {criterion.replace('_', ' ')} of {field} variants that failed no gate"]
+    if n_fit == 1:
+        parts = [f"{winner.name}: the only one of {n_variants} variants that failed no gate"]
+    if n_variants == 1:
+        parts = [f"{winner.name}: no gate failed"]
     undecided = dict.fromkeys(verdict.gate for verdict in winner.verdicts if verdict.outcome == "inconclusive")
     if undecided:
         parts.append(f"inconclusive: {', '.join(undecided)}")

@@ -143,7 +143,7 @@ def test_each_criterion_has_its_winner() -> None:
     assert select(ROWS, "smallest")[0] == "int8"
     assert select(ROWS, "most_accurate")[0] == "fp32"
     assert select(ROWS, "fastest")[0] == "int8_per_channel"
-    assert select(ROWS, "smallest")[1] == "smallest of the 3 of 4 variants that failed no gate"
+    assert select(ROWS, "smallest")[1] == "int8: the smallest of the 3 variants that failed no gate"
 
 
 def test_ties_fall_to_the_other_criteria_then_to_the_order() -> None:
