@@ -9,6 +9,9 @@ import traceback
 
 from onnxshrink.core.errors import ShrinkError
 
+_INTERRUPTED = 130
+"""What a shell gives a process that Ctrl-C ended."""
+
 
 def main() -> None:
     """Run the command line and exit: 0 passed, 1 a gate failed, 2 the user can fix it, 3 our bug."""
@@ -22,27 +25,26 @@ def _status(arguments: list[str]) -> int:
     from onnxshrink.cli import app
 
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
+        status = int(app(args=arguments, standalone_mode=False) or 0)
+        return _interrupted() if status == _INTERRUPTED else status  # what typer makes of Ctrl-C
     except ShrinkError as e:
         return _tell(e, arguments)
     except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         return 1
     except Exception as e:  # noqa: BLE001  anything else is our bug, and the traceback is what a report of it needs
-        from typer import Abort, Exit
-
-        if isinstance(e, Exit):
-            return e.exit_code
-        if isinstance(e, Abort):
-            return 130
         if hasattr(e, "show") and hasattr(e, "exit_code"):  # click's usage errors
             e.show()
             return 2
         traceback.print_exc()
         print("\nthis is a bug in onnxshrink: please report it with the lines above", file=sys.stderr)
         return 3
+
+
+def _interrupted() -> int:
+    print("\ninterrupted: what was finished is kept, the same command goes on from there", file=sys.stderr)
+    return _INTERRUPTED
 
 
 def _tell(error: ShrinkError, arguments: list[str]) -> int:

@@ -81,15 +81,16 @@ def teacher_of(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
     """The teacher of the network of ``source``, trained from labels first if the config says so. Memoized.
 
     Args:
-        teacher: Its settings; its inputs are the student's.
+        teacher: Its settings; the names of its inputs and outputs are the student's.
         source: The student.
         ctx: The run.
     """
+    student = read_architecture(source)
     inputs = {
-        spec.name: InputSettings.model_validate({"shape": spec.shape, "dtype": spec.dtype})
-        for spec in read_architecture(source).inputs
+        spec.name: InputSettings.model_validate({"shape": spec.shape, "dtype": spec.dtype}) for spec in student.inputs
     }
-    given = ctx.open(FactorySource(factory=teacher.factory, args=teacher.args, weights=teacher.weights, inputs=inputs))
+    named = {"inputs": inputs, "outputs": student.outputs}
+    given = ctx.open(FactorySource(factory=teacher.factory, args=teacher.args, weights=teacher.weights, **named))
     return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump()), given)
 
 
