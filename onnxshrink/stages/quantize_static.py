@@ -6,10 +6,8 @@ ranges the graph equals that of ``onnxruntime.quantization.quantize_static`` byt
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,11 @@ from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.calibration.ranges import Range
 from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
-from onnxshrink.core.errors import ConfigError, ModelError
-from onnxshrink.core.tensors import did_you_mean
+from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.graph import load_model, opset_of, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Activation type, weight type.
@@ -63,7 +61,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     loaded = load_model(source.model_path)
     model = prepare(loaded, where=ctx.step)
     op_types = _op_types(settings)
-    excluded = dict.fromkeys(_excluded_nodes(settings, model), "excluded in the config")
+    excluded = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
     facts: Facts = {
         "granularity": settings.granularity,
         "types": settings.types,
@@ -86,7 +84,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     before = list(model.graph.node)
     absurd = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     activations = set(calibration.tensors)
-    with _captured_warnings() as warnings:
+    with captured_warnings() as warnings:
         try:
             quantized = quantized_model(model, ranges, settings, exclude=excluded)
         except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on a graph they do not understand
@@ -96,7 +94,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
                 got=type(e).__name__,
                 fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
             ) from e
-    _strip(quantized)
+    strip(quantized)
     path = save_model(quantized, out)
     onnx.checker.check_model(str(path))
     Session(path, name=ctx.step)
@@ -141,33 +139,13 @@ def quantized_model(
 
 
 def _op_types(settings: QuantizeStatic) -> tuple[str, ...]:
-    if settings.op_types is None:
-        return QUANTIZABLE_OP_TYPES
-    for op_type in settings.op_types:
-        if op_type not in QUANTIZABLE_OP_TYPES:
-            raise ConfigError(
-                f"ONNX Runtime cannot quantize the operator type {op_type!r} statically",
-                where="quantize_static.op_types",
-                got=op_type,
-                want=", ".join(QUANTIZABLE_OP_TYPES),
-                fix=did_you_mean(op_type, QUANTIZABLE_OP_TYPES),
-            )
-    return tuple(sorted(set(settings.op_types)))
-
-
-def _excluded_nodes(settings: QuantizeStatic, model: onnx.ModelProto) -> tuple[str, ...]:
-    names = [node.name for node in model.graph.node]
-    for name in settings.exclude_nodes:
-        if name not in names:
-            raise ConfigError(
-                f"there is no node {name!r} to exclude",
-                where="quantize_static.exclude_nodes",
-                got=name,
-                want="the name of a node, such as " + ", ".join(map(repr, names[:5])),
-                fix=did_you_mean(name, names)
-                or "take the name from the optimized model; unnamed nodes are <type>_<place>",
-            )
-    return settings.exclude_nodes
+    return chosen_op_types(
+        settings.op_types,
+        QUANTIZABLE_OP_TYPES,
+        QUANTIZABLE_OP_TYPES,
+        stage=settings.kind,
+        what="static quantization cannot take",
+    )
 
 
 def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iterable[str]) -> dict[str, str]:
@@ -179,32 +157,6 @@ def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iter
         if node.op_type in wanted
     }
     return {node: f"{tensor!r} {tensors[tensor]}" for node, tensor in touching.items() if tensor is not None}
-
-
-@contextmanager
-def _captured_warnings() -> Iterator[list[str]]:
-    """Keep what ONNX Runtime logs on the root logger for the facts, and off the user's terminal."""
-    root = logging.getLogger()
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno >= logging.WARNING and record.getMessage() not in said:
-                said.append(record.getMessage())
-
-    handlers, root.handlers = root.handlers, [Keep()]
-    try:
-        yield said
-    finally:
-        root.handlers = handlers
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop inferred types, whose tensors are mostly gone, and marks for ONNX Runtime's own tools."""
-    del model.graph.value_info[:]
-    kept = [entry for entry in model.metadata_props if not entry.key.startswith("onnx.")]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
 
 
 def _quantized_activations(model: onnx.ModelProto, activations: set[str]) -> int:

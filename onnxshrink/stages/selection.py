@@ -1,0 +1,90 @@
+"""What the quantize stages share: which nodes to leave alone, and ONNX Runtime's tools kept quiet and tidy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import onnx
+
+from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.tensors import did_you_mean
+
+
+def excluded_nodes(names: Sequence[str], model: onnx.ModelProto, *, stage: str) -> dict[str, str]:
+    """The nodes that the config leaves alone, each with that as its reason.
+
+    Args:
+        names: The stage's ``exclude_nodes``.
+        model: A prepared model: every node has a name.
+        stage: The stage's kind, for the message.
+
+    Raises:
+        ConfigError: No node has one of the names.
+    """
+    known = [node.name for node in model.graph.node]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"there is no node {name!r} to exclude",
+                where=f"{stage}.exclude_nodes",
+                got=name,
+                want="the name of a node, such as " + ", ".join(map(repr, known[:5])),
+                fix=did_you_mean(name, known)
+                or "take the name from the optimized model; unnamed nodes are <type>_<place>",
+            )
+    return dict.fromkeys(names, "excluded in the config")
+
+
+def chosen_op_types(
+    asked: Sequence[str] | None, known: Sequence[str], defaults: Sequence[str], *, stage: str, what: str
+) -> tuple[str, ...]:
+    """The operator types to work on, sorted.
+
+    Args:
+        asked: The stage's ``op_types``; None takes the defaults.
+        known: Those that the stage can work on.
+        defaults: Those that it works on unasked.
+        stage: The stage's kind, for the message.
+        what: What cannot be done with another type, for the message.
+
+    Raises:
+        ConfigError: A type that is not known.
+    """
+    for op_type in asked or ():
+        if op_type not in known:
+            raise ConfigError(
+                f"{what} the operator type {op_type!r}",
+                where=f"{stage}.op_types",
+                got=op_type,
+                want=", ".join(known),
+                fix=did_you_mean(op_type, known),
+            )
+    return tuple(sorted(set(defaults if asked is None else asked)))
+
+
+@contextmanager
+def captured_warnings() -> Iterator[list[str]]:
+    """Keep what ONNX Runtime logs on the root logger for the facts, and off the user's terminal."""
+    root = logging.getLogger()
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING and record.getMessage() not in said:
+                said.append(record.getMessage())
+
+    handlers, root.handlers = root.handlers, [Keep()]
+    try:
+        yield said
+    finally:
+        root.handlers = handlers
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Drop inferred types, whose tensors are mostly gone, and marks for ONNX Runtime's own tools."""
+    del model.graph.value_info[:]
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith("onnx.")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
