@@ -161,6 +161,8 @@ class QuantizeStatic(StageSettings):
     """How the range of an activation follows from its observed values."""
     percentile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.9999
     """For `method: percentile`: share of the values that the range covers."""
+    bias_correction: bool = False
+    """Take what rounding the weights adds to each channel's mean, on the calibration samples, out of its bias."""
     reduce_range: bool = False
     """Use 7 bits for weights; for x86 processors without VNNI, whose 16-bit sums may saturate."""
     op_types: tuple[str, ...] | None = None

@@ -26,12 +26,14 @@ from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.calibration.ranges import Range
 from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
-from onnxshrink.core.errors import ModelError
-from onnxshrink.runtime.graph import load_model, opset_of, save_model
+from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.runtime.graph import input_specs, load_model, opset_of, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.correct_bias import correct_bias
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
+_BATCH = 4
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Activation type, weight type.
 _TYPES = {
@@ -86,6 +88,8 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     activations = set(calibration.tensors)
     with captured_warnings() as warnings:
         try:
+            if settings.bias_correction:
+                model, facts["bias_correction"] = _with_corrected_bias(model, ranges, settings, excluded, ctx)
             quantized = quantized_model(model, ranges, settings, exclude=excluded)
         except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on a graph they do not understand
             raise ModelError(
@@ -106,6 +110,18 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         "absurd_tensors": absurd,
         "warnings": warnings,
     }
+
+
+def _with_corrected_bias(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], settings: QuantizeStatic, exclude: Iterable[str], ctx: Context
+) -> tuple[onnx.ModelProto, Facts]:
+    """The float model whose biases make up for what these settings do to its weights, and facts."""
+    reader = ctx.reader("calibration", input_specs(model), batch_size=_BATCH)
+    if reader is None:  # the config refuses this; the Python API may not
+        raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
+    trial = onnx.ModelProto()
+    trial.CopyFrom(model)
+    return correct_bias(model, quantized_model(trial, ranges, settings, exclude=exclude), reader, name=ctx.step)
 
 
 def quantized_model(
