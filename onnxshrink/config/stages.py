@@ -171,10 +171,32 @@ class QuantizeStatic(StageSettings):
     """Names of nodes to leave in float. A name that matches nothing is an error."""
 
 
+class QuantizeDynamic(StageSettings):
+    """ONNX Runtime's dynamic quantization: 8-bit weights, activation ranges computed for every input; no samples."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+
+    kind: Literal["quantize_dynamic"] = "quantize_dynamic"
+    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
+    """One scale for each weight tensor, or one for each of its output channels."""
+    weights: Literal["s8", "u8"] = "s8"
+    """Weight type; activations are u8 always. `s8` is far faster on x86 with VNNI."""
+    reduce_range: bool = False
+    """Use 7 bits for weights; for x86 processors without VNNI, whose 16-bit sums may saturate."""
+    op_types: tuple[str, ...] | None = None
+    """Quantize only these operator types; None takes Attention, EmbedLayerNormalization, Gather, Gemm, LSTM, MatMul."""
+    exclude_nodes: tuple[str, ...] = ()
+    """Names of nodes to leave in float. A name that matches nothing is an error."""
+
+
 Stage: TypeAlias = Annotated[
-    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic, Field(discriminator="kind")
+    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic,
+    Field(discriminator="kind"),
 ]
 """What a config may list."""
 
-AnyStage: TypeAlias = Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | Calibrate
+AnyStage: TypeAlias = (
+    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic | Calibrate
+)
 """What the pipeline can run: the config's stages, and those that they derive."""

@@ -13,6 +13,7 @@ from onnxshrink.config.stages import (
     Finetune,
     Optimize,
     PruneChannels,
+    QuantizeDynamic,
     QuantizeStatic,
 )
 from onnxshrink.stages.context import Context, Work
@@ -55,5 +56,9 @@ def work_of(stage: AnyStage) -> Work:
             from onnxshrink.stages.quantize_static import quantize_static
 
             return partial(quantize_static, stage)
+        case QuantizeDynamic():
+            from onnxshrink.stages.quantize_dynamic import quantize_dynamic
+
+            return partial(quantize_dynamic, stage)
         case _:
             assert_never(stage)
