@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx
 
-from onnxshrink.calibration.observe import Plan, open_observed, plan_of
+from onnxshrink.calibration.parts import Observed, observe_parts
 from onnxshrink.calibration.ranges import Range, absurd_reason, value_range
 from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import CalibrationMethod
-from onnxshrink.core.errors import DataError
-from onnxshrink.core.events import Events, Silent
-from onnxshrink.core.tensors import Array, Batch
+from onnxshrink.core.events import Events
 from onnxshrink.data.reader import Reader
 
 STATISTICS_FILE = "statistics.npz"
-
-BATCH_BYTES = 64 << 20
-"""Observed activations of one batch stay below this, so that memory depends on neither model nor samples."""
-
-_MAX_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +33,14 @@ class Calibration:
 
     samples: int
     tensors: dict[str, TensorStatistics]
+
+    @classmethod
+    def of(cls, observed: Observed) -> Self:
+        """All parts of a pass together, and the tensors that follow from them."""
+        tensors = {name: observed.statistics(name) for name in observed.counted}
+        for rule in observed.plan.derived:
+            tensors[rule.name] = tensors[rule.source].clipped(rule.lo, rule.hi)
+        return cls(sum(observed.samples), tensors)
 
     def merge(self, other: Calibration) -> Calibration:
         """Both passes together; the samples must be different ones, and the model the same."""
@@ -61,46 +64,12 @@ def observe_all(
     events: Events | None = None,
     step: str = "calibrate",
     name: str = "model",
+    executor: Executor | None = None,
+    shards: int = 1,
 ) -> Calibration:
-    """Run the samples through the model once and count every tensor that may be quantized.
-
-    Activations are counted and freed batch by batch. The batch is chosen from what one sample takes, so memory grows
-    neither with the samples nor, beyond one sample, with the model.
-
-    Args:
-        model: A prepared float model.
-        open_samples: Batch size to a reader of the calibration samples; every call gives the same samples.
-        events: Listener for progress.
-        step: The step's name in progress.
-        name: What to call the model in messages.
-
-    Raises:
-        DataError: There are no samples, or an activation is NaN or infinite; names the tensor and the samples.
-        ModelError: ONNX Runtime cannot run the model.
-    """
-    events = events or Silent()
-    plan = plan_of(model)
-    session = open_observed(model, plan, name=name) if plan.observed else None
-
-    def tensors_of(batch: Batch) -> dict[str, Array]:
-        values = {tensor: np.asarray(batch[tensor]) for tensor in plan.inputs}
-        return values | (session.run(batch) if session is not None else {})
-
-    reader = open_samples(_batch_size(open_samples(1), tensors_of))
-    total = len(reader)
-    counted = {tensor: TensorStatistics() for tensor in (*plan.inputs, *plan.observed)}
-    samples = 0
-    for batch in reader:
-        size = len(next(iter(batch.values())))
-        for tensor, values in tensors_of(batch).items():
-            counted[tensor].update(values)
-            if not counted[tensor].is_finite:
-                raise _not_finite(tensor, values, f"{reader.where}, run through {name}", samples, size)
-        samples += size
-        events.progress(step, samples, total)
-    if samples == 0:
-        raise DataError("there are no calibration samples", where=reader.where, got="0 samples", want="at least one")
-    return Calibration(samples, _with_derived(counted, plan))
+    """Run the samples through the model once: `observe_parts` without the parts."""
+    observed = observe_parts(model, open_samples, events=events, step=step, name=name, executor=executor, shards=shards)
+    return Calibration.of(observed)
 
 
 def ranges_of(
@@ -138,7 +107,8 @@ def save_calibration(calibration: Calibration, folder: Path) -> Path:
     np.savez(
         path,
         header=np.frombuffer(header.encode(), np.uint8),
-        extremes=np.array([(s.lo, s.hi) for s in statistics], np.float32).reshape(-1, 2),
+        # A zero's sign would tell which of two shards came first.
+        extremes=np.array([(s.lo, s.hi) for s in statistics], np.float32).reshape(-1, 2) + np.float32(0),
         lengths=np.array([b.size for b in bins], np.int64),
         bins=np.concatenate([np.zeros(0, np.uint16), *bins]),
         counts=counts.astype(np.min_scalar_type(int(counts.max(initial=0)))),
@@ -158,31 +128,3 @@ def load_calibration(folder: Path) -> Calibration:
         statistics.counts[bins[start:end]] = counts[start:end]
         tensors[name] = statistics
     return Calibration(header["samples"], tensors)
-
-
-def _batch_size(single: Reader, tensors_of: Callable[[Batch], dict[str, Array]]) -> int:
-    batch = next(iter(single), None)
-    if batch is None:
-        return 1
-    samples = max(1, len(next(iter(batch.values()))))
-    sample_bytes = sum(values.nbytes for values in tensors_of(batch).values()) / samples
-    return max(1, min(_MAX_BATCH, int(BATCH_BYTES / max(sample_bytes, 1))))
-
-
-def _with_derived(counted: Mapping[str, TensorStatistics], plan: Plan) -> dict[str, TensorStatistics]:
-    tensors = dict(counted)
-    for tensor in plan.derived:
-        tensors[tensor.name] = tensors[tensor.source].clipped(tensor.lo, tensor.hi)
-    return tensors
-
-
-def _not_finite(tensor: str, values: Array, where: str, first_sample: int, size: int) -> DataError:
-    bad = np.argwhere(~np.isfinite(values))[0]
-    per_sample = values.ndim > 0 and values.shape[0] == size
-    culprit = first_sample + int(bad[0]) if per_sample else f"{first_sample} to {first_sample + size - 1}"
-    return DataError(
-        f"the activation {tensor!r} holds {values[tuple(bad)]} on sample {culprit}",
-        where=where,
-        want="finite activations",
-        fix="look at that sample, and at the operator behind the tensor: an overflow, a division by zero",
-    )

@@ -99,15 +99,12 @@ def plan_of(model: onnx.ModelProto) -> Plan:
     )
 
 
-def open_observed(model: onnx.ModelProto, plan: Plan, *, name: str) -> Session:
-    """A session on ``model`` whose outputs are the observed tensors.
-
-    ONNX Runtime's own optimization is off, as in its calibrators: the values are those of the graph's own operators.
+def observed_model(model: onnx.ModelProto, plan: Plan) -> bytes:
+    """``model`` with the observed tensors as its outputs, serialized.
 
     Args:
         model: A prepared model.
         plan: What to observe; the model's own outputs are dropped where they are not.
-        name: What to call the model in messages.
     """
     # The outputs are exchanged while the bytes are made: a copy of the model would double the memory of its weights.
     outputs = list(model.graph.output)
@@ -116,9 +113,21 @@ def open_observed(model: onnx.ModelProto, plan: Plan, *, name: str) -> Session:
     model.graph.output.extend(
         onnx.helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in plan.observed
     )
-    shown = model.SerializeToString()
+    shown: bytes = model.SerializeToString()
     del model.graph.output[:]
     model.graph.output.extend(outputs)
+    return shown
+
+
+def open_observed(shown: bytes, *, name: str) -> Session:
+    """A session on what `observed_model` made.
+
+    ONNX Runtime's own optimization is off, as in its calibrators: the values are those of the graph's own operators.
+
+    Args:
+        shown: A serialized model.
+        name: What to call the model in messages.
+    """
     return Session(shown, optimization="disabled", name=name)
 
 

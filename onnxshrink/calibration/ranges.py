@@ -12,17 +12,15 @@ from typing import TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshrink.calibration.squared_error import N_LEVELS, SquaredError
 from onnxshrink.calibration.statistics import MAGNITUDE_EDGES, TensorStatistics
 from onnxshrink.config.stages import CalibrationMethod
 
 Range: TypeAlias = tuple[float, float]
 """``(lo, hi)`` in the tensor's own unit, ``lo <= 0 <= hi``."""
 
-N_LEVELS = 256
-"""Levels of an 8-bit grid."""
-
 _ENTROPY_BINS = 2048
-_ENTROPY_CANDIDATES = np.unique(np.rint(np.geomspace(N_LEVELS // 2, _ENTROPY_BINS, 60)).astype(int)).tolist()
+_ENTROPY_CANDIDATES = np.unique(np.rint(np.geomspace(N_LEVELS // 2, _ENTROPY_BINS, 60)).astype(int))
 _SMOOTHING = 1e-4
 _MSE_SMALLEST = 1 / 64
 _MSE_COARSE = 17
@@ -98,17 +96,13 @@ def entropy_range(statistics: TensorStatistics) -> Range:
     """
     largest = _largest_magnitude(statistics)
     histogram = linear_histogram(statistics, _ENTROPY_BINS)
-    best_divergence, best = np.inf, _ENTROPY_BINS
-    for kept in _ENTROPY_CANDIDATES:
-        threshold = largest * kept / _ENTROPY_BINS
-        lo, hi = _clip(statistics, threshold)
-        n_levels = round(N_LEVELS * threshold / (hi - lo))
-        if kept < n_levels:
-            continue
-        divergence = requantized_divergence(histogram, kept, n_levels)
-        if divergence < best_divergence:
-            best_divergence, best = divergence, kept
-    return _clip(statistics, largest * best / _ENTROPY_BINS)
+    thresholds = largest * _ENTROPY_CANDIDATES / _ENTROPY_BINS
+    lo, hi = minmax_range(statistics)
+    widths = np.minimum(hi, thresholds) - np.maximum(lo, -thresholds)
+    n_levels = np.rint(N_LEVELS * thresholds / widths).astype(int)
+    fit = n_levels <= _ENTROPY_CANDIDATES
+    divergences = requantized_divergence(histogram, _ENTROPY_CANDIDATES[fit], n_levels[fit])
+    return _clip(statistics, float(thresholds[fit][np.argmin(divergences)]))
 
 
 def linear_histogram(statistics: TensorStatistics, n_bins: int) -> NDArray[np.float64]:
@@ -123,34 +117,52 @@ def linear_histogram(statistics: TensorStatistics, n_bins: int) -> NDArray[np.fl
     return np.diff(np.interp(np.linspace(0.0, largest, n_bins + 1), edges, cumulative))
 
 
-def requantized_divergence(histogram: NDArray[np.float64], kept: int, n_levels: int) -> float:
+def requantized_divergence(
+    histogram: NDArray[np.float64], kept: NDArray[np.int_], n_levels: NDArray[np.int_]
+) -> NDArray[np.float64]:
     """KL divergence from a histogram that is clipped to its first bins to its own quantization.
+
+    A level's quantized mass is the same in all of its bins that are not empty, so a candidate's divergence follows from
+    sums over whole levels, and those from running sums over the bins: no candidate costs more than its levels.
 
     Args:
         histogram: Counts per bin of equal width, ``(n_bins,)``, at least one above zero.
-        kept: Bins inside the threshold, at least ``n_levels``.
+        kept: Bins inside the threshold, of each candidate; ``(n_candidates,)``, at least ``n_levels``.
         n_levels: Levels the kept bins are merged into; each level's mass is spread over its bins that are not empty.
+
+    Returns:
+        A divergence for each candidate, ``(n_candidates,)``.
     """
-    inside = histogram[:kept]
-    reference = inside.copy()
-    reference[-1] += histogram[kept:].sum()
-    level = np.arange(kept) * n_levels // kept
-    occupied = inside > 0
-    mass = np.bincount(level, weights=inside, minlength=n_levels)
-    share = np.bincount(level, weights=occupied, minlength=n_levels)
-    quantized = np.where(occupied, (mass / np.maximum(share, 1))[level], 0.0)
-    total = quantized.sum()
-    q = (1 - _SMOOTHING) * quantized / (total if total > 0 else 1.0) + _SMOOTHING / kept
-    p = reference / reference.sum()
-    seen = p > 0
-    return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h_log_h = np.where(histogram > 0, histogram * np.log(histogram), 0.0)
+    mass_below, occupied_below, h_log_h_below = (
+        np.concatenate([[0.0], np.cumsum(values)]) for values in (histogram, histogram > 0, h_log_h)
+    )
+    # The first bin of each level; levels that a candidate does not have start and end at its threshold.
+    levels = np.arange(int(n_levels.max()) + 1)
+    starts = np.minimum(-(-levels * kept[:, None] // n_levels[:, None]), kept[:, None])
+    occupied = np.diff(occupied_below[starts])
+    mass = np.where(occupied > 0, np.diff(mass_below[starts]), 0.0)
+    inside, total = mass_below[kept], mass_below[-1]
+    spread = mass / np.maximum(occupied, 1) / np.where(inside > 0, inside, 1.0)[:, None]
+    log_q = np.log((1 - _SMOOTHING) * spread + _SMOOTHING / kept[:, None])
+    # The last bin has taken in all that lies above the threshold.
+    last, folded = histogram[kept - 1], histogram[kept - 1] + total - inside
+    with np.errstate(divide="ignore", invalid="ignore"):
+        folded_log = np.where(folded > 0, folded * np.log(folded), 0.0)
+    p_log_p = (h_log_h_below[kept - 1] + folded_log) / total - np.log(total)
+    last_level = log_q[np.arange(kept.size), n_levels - 1]
+    last_log_q = np.where(last > 0, last_level, np.log(_SMOOTHING / kept))
+    p_log_q = ((mass * log_q).sum(axis=1) - last * last_level + folded * last_log_q) / total
+    divergence: NDArray[np.float64] = p_log_p - p_log_q
+    return divergence
 
 
 def mse_range(statistics: TensorStatistics) -> Range:
     """The observed range clipped where the expected squared error of an 8-bit grid over it is smallest.
 
     Thresholds go from 1/64 of the largest magnitude up to it, a factor of 1.3 apart, and then finer between the
-    neighbours of the best one.
+    neighbours of the best one. The whole range is the first candidate: the result is never worse than `minmax_range`.
 
     Args:
         statistics: At least one value that is not zero.
@@ -158,55 +170,14 @@ def mse_range(statistics: TensorStatistics) -> Range:
     Source: the criterion of Choukroun et al. 2019, "Low-bit Quantization of Neural Networks for Efficient Inference";
         the search is ours.
     """
-    thresholds = _largest_magnitude(statistics) * np.geomspace(1.0, _MSE_SMALLEST, _MSE_COARSE)
-    best = _least_error(statistics, thresholds)
-    around = thresholds[max(best - 1, 0)], thresholds[min(best + 1, thresholds.size - 1)]
-    thresholds = np.geomspace(*around, _MSE_FINE)
-    return _clip(statistics, float(thresholds[_least_error(statistics, thresholds)]))
-
-
-def _least_error(statistics: TensorStatistics, thresholds: NDArray[np.float64]) -> int:
-    return int(np.argmin([quantization_error(statistics, *_clip(statistics, float(t))) for t in thresholds]))
-
-
-def quantization_error(statistics: TensorStatistics, lo: float, hi: float) -> float:
-    """Sum of the expected squared errors of all values on the 256-level grid over ``[lo, hi]``, zero on the grid.
-
-    Values are taken as uniform within their bin, and the integral over each bin is in closed form: with the grid at
-    multiples of the scale ``s``, the integral of ``(x - s*round(x/s))^2`` from 0 to ``x`` is ``s^3 (n/12 + r^3/3)``
-    with ``n = round(x/s)`` and ``r = x/s - n``; beyond its last level ``c`` the error is ``(x - c)^2``.
-
-    Args:
-        statistics: What was observed.
-        lo: Lower end of the range, at most zero.
-        hi: Upper end, at least zero and above ``lo``.
-    """
-    scale = (hi - lo) / (N_LEVELS - 1)
-    below_zero = round(-lo / scale)
-    bounds = (scale * (N_LEVELS - 1 - below_zero), scale * below_zero)
-    total = 0.0
-    ends = (float(statistics.hi), -float(statistics.lo))
-    for counts, bound, end in zip(statistics.side_counts(), bounds, ends, strict=True):
-        # Far below a step every value costs its own square, which is next to nothing.
-        first = int(np.searchsorted(MAGNITUDE_EDGES, scale / 64)) + 1
-        bins = np.flatnonzero(counts[first:]) + first
-        if bins.size == 0:
-            continue
-        left, right = MAGNITUDE_EDGES[bins], MAGNITUDE_EDGES[bins + 1]
-        # The last bin is filled up to the observed extreme only; a sliver of it keeps the division well conditioned.
-        right[-1] = max(end, left[-1] + (right[-1] - left[-1]) / 16)
-        integral = _error_integral(right, scale, bound) - _error_integral(left, scale, bound)
-        total += float(np.dot(counts[bins], integral / (right - left)))
-    return total
-
-
-def _error_integral(x: NDArray[np.float64], scale: float, bound: float) -> NDArray[np.float64]:
-    steps = np.minimum(x, bound) / scale
-    whole = np.rint(steps)
-    rest = steps - whole
-    beyond = np.maximum(x - bound, 0.0)
-    integral: NDArray[np.float64] = scale**3 * (whole / 12 + rest * rest * rest / 3) + beyond * beyond * beyond / 3
-    return integral
+    error = SquaredError.of(statistics)
+    coarse = _largest_magnitude(statistics) * np.geomspace(1.0, _MSE_SMALLEST, _MSE_COARSE)
+    errors = [error.on(*_clip(statistics, float(t))) for t in coarse]
+    best = int(np.argmin(errors))
+    around = coarse[max(best - 1, 0)], coarse[min(best + 1, coarse.size - 1)]
+    fine = np.geomspace(*around, _MSE_FINE)[1:-1]
+    errors += [error.on(*_clip(statistics, float(t))) for t in fine]
+    return _clip(statistics, float(np.concatenate([coarse, fine])[np.argmin(errors)]))
 
 
 def absurd_reason(statistics: TensorStatistics) -> str | None:
@@ -239,7 +210,7 @@ def _extreme(statistics: TensorStatistics) -> float:
 
 def _magnitude_counts(statistics: TensorStatistics) -> NDArray[np.int64]:
     positive, negative = statistics.side_counts()
-    return positive + negative
+    return np.add(positive, negative, dtype=np.int64)
 
 
 def _largest_magnitude(statistics: TensorStatistics) -> float:

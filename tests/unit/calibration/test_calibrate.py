@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import reduce
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,12 @@ from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
-from onnxshrink.calibration import calibrate
+from onnxshrink.calibration import parts
 from onnxshrink.calibration.calibrate import Calibration, load_calibration, observe_all, ranges_of, save_calibration
 from onnxshrink.calibration.masks import masked_tensors
-from onnxshrink.calibration.observe import plan_of, tensors_to_calibrate
+from onnxshrink.calibration.observe import observed_model, plan_of, tensors_to_calibrate
 from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
+from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.tensors import Batch
@@ -72,21 +77,84 @@ def test_derived_statistics_are_those_observed() -> None:
     values = Session(shown.SerializeToString(), optimization="disabled").run(SAMPLES)
     found = observed(nets.cnn(), nets.ArrayReader(SAMPLES)).tensors
     for tensor in plan.derived:
-        counted = calibrate.TensorStatistics()
+        counted = TensorStatistics()
         counted.update(values[tensor.name] + np.float32(0))
         np.testing.assert_array_equal(found[tensor.name].side_counts()[0][1:], counted.side_counts()[0][1:])
         assert found[tensor.name].hi == counted.hi
 
 
-def test_shards_merged_are_one_pass() -> None:
-    """Four shards, each observed on its own and merged in any order, are one pass over all samples."""
-    whole = nets.ArrayReader(SAMPLES, batch_size=1)
-    shards = [observed(nets.cnn(), whole.shard(index, 4)) for index in (2, 0, 3, 1)]
-    merged, once = reduce(Calibration.merge, shards), observed(nets.cnn(), whole)
-    assert merged.samples == once.samples == 40
-    for name, statistics in once.tensors.items():
-        np.testing.assert_array_equal(merged.tensors[name].counts, statistics.counts)
-        assert (merged.tensors[name].lo, merged.tensors[name].hi) == (statistics.lo, statistics.hi)
+def opened(batch_size: int) -> nets.ArrayReader:
+    """The samples, for shards in threads and processes."""
+    return nets.ArrayReader(SAMPLES, batch_size)
+
+
+def opened_bad(batch_size: int) -> nets.ArrayReader:
+    """The same, with a NaN in sample 29."""
+    bad = SAMPLES["x"].copy()
+    bad[29, 0, 0, 0] = np.nan
+    return nets.ArrayReader({"x": bad}, batch_size)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    """Two processes; spawned, for ONNX Runtime's threads do not survive a fork."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def file_of(calibration: Calibration, folder: Path) -> bytes:
+    """The bytes that a calibration is kept as."""
+    return save_calibration(calibration, folder).read_bytes()
+
+
+@pytest.mark.parametrize("shards", [1, 3, 50])
+def test_shards_in_threads_are_one_pass(shards: int, tmp_path: Path) -> None:
+    """Shards on threads, more than batches too, give the file of one pass byte for byte."""
+    model = prepare(nets.cnn(), where="test")
+    with ThreadPoolExecutor(2) as pool:
+        sharded = observe_all(model, opened, executor=pool, shards=shards)
+    assert file_of(sharded, tmp_path) == file_of(observe_all(model, opened), tmp_path)
+
+
+@pytest.mark.slow
+def test_shards_in_processes_are_one_pass(processes: Executor, tmp_path: Path) -> None:
+    """Shards in processes give the file of one pass byte for byte."""
+    model = prepare(nets.cnn(), where="test")
+    sharded = observe_all(model, opened, executor=processes, shards=3)
+    assert file_of(sharded, tmp_path) == file_of(observe_all(model, opened), tmp_path)
+
+
+@pytest.mark.slow
+def test_errors_come_back_from_processes(processes: Executor) -> None:
+    """A shard's error names the sample by its number in the whole stream."""
+    with pytest.raises(DataError, match="sample 29"):
+        observe_all(prepare(nets.cnn(), where="test"), opened_bad, executor=processes, shards=3)
+
+
+def test_shards_merge_in_any_order(tmp_path: Path) -> None:
+    """Every order of merging three shards gives the same file; so do the parts, kept apart."""
+    model = prepare(nets.cnn(), where="test")
+    plan = plan_of(model)
+    work = parts._Shards(observed_model(model, plan), plan, opened, 2, "test")
+    shards = [work.count(index, 3) for index in range(3)]
+    orders = [reduce(parts.Observed.merge, order) for order in permutations(shards)]
+    assert {order.samples for order in orders} == {(10, 10, 10, 10)}
+    assert len({file_of(Calibration.of(order), tmp_path) for order in orders}) == 1
+    for name in orders[0].counted:
+        assert len({order.statistics(name, [1, 2]).counts.tobytes() for order in orders}) == 1
+
+
+def test_samples_go_to_the_parts_in_turn() -> None:
+    """Part ``i`` holds every fourth batch, so sorted samples are spread; derived tensors follow in each part."""
+    x = np.arange(40, dtype=np.float32).reshape(40, 1) - 20
+    nodes = [helper.make_node("Relu", ["x"], ["h"], name="a"), helper.make_node("Sigmoid", ["h"], ["y"], name="b")]
+    model = prepare(nets.model_of(nodes, {"x": ["N", 1]}, {"y": ["N", 1]}, {}), where="test")
+    observed = parts.observe_parts(model, lambda batch_size: nets.ArrayReader({"x": x}, batch_size))
+    assert observed.samples == (10, 10, 10, 10)
+    extremes = [(float(s.lo), float(s.hi)) for s in (observed.statistics("x", [part]) for part in range(4))]
+    assert extremes == [(-20, 13), (-18, 15), (-16, 17), (-14, 19)]
+    derived = observed.statistics("h", [0, 3])
+    assert (float(derived.lo), float(derived.hi), derived.size) == (0, 19, 20)
 
 
 def test_kept_without_loss(tmp_path: Path) -> None:
@@ -129,21 +197,25 @@ def test_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
 
 
 def test_batch_follows_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch is as large as the observed activations of one sample allow, from one sample to 16."""
+    """The batch is as large as one sample's activations allow, from 1 to 16, and leaves 16 batches if it can."""
     asked: list[int] = []
 
-    def open_samples(batch_size: int) -> nets.ArrayReader:
-        asked.append(batch_size)
-        return nets.ArrayReader(SAMPLES, batch_size)
+    def batch_of(count: int, limit_bytes: int) -> int:
+        def open_samples(batch_size: int) -> nets.ArrayReader:
+            asked.append(batch_size)
+            return nets.ArrayReader({"x": np.ones((count, 3, 16, 16), np.float32)}, batch_size)
+
+        monkeypatch.setattr(parts, "BATCH_BYTES", limit_bytes)
+        observe_all(model, open_samples)
+        return asked[-1]
 
     model = prepare(nets.cnn(), where="test")
-    observe_all(model, open_samples)
     per_sample = 4 * (3 * 256 + 4 * 8 * 256 + 8 + 10)
-    monkeypatch.setattr(calibrate, "BATCH_BYTES", 5 * per_sample)
-    observe_all(model, open_samples)
-    monkeypatch.setattr(calibrate, "BATCH_BYTES", 1)
-    observe_all(model, open_samples)
-    assert asked == [1, 16, 1, 5, 1, 1]
+    assert batch_of(300, 1 << 26) == 16
+    assert batch_of(300, 5 * per_sample) == 5
+    assert batch_of(300, 1) == 1
+    assert batch_of(100, 1 << 26) == 6
+    assert batch_of(3, 1 << 26) == 1
 
 
 def test_progress_counts_samples() -> None:

@@ -88,3 +88,15 @@ def test_clipped_statistics_follow_exactly(lo: float, hi: float) -> None:
     got.counts[zero] += got.counts[minus_zero]
     got.counts[minus_zero] = 0
     np.testing.assert_array_equal(got.counts, want.counts)
+
+
+def test_small_counters_grow_before_they_overflow() -> None:
+    """Counts kept in 32 bits become 64 bits where the next values might not fit, and merge to the same."""
+    statistics = TensorStatistics(np.zeros(N_BINS, np.uint32))
+    statistics.update(np.ones(10, np.float32))
+    assert statistics.counts.dtype == np.uint32
+    one = int(np.flatnonzero(statistics.counts)[0])
+    statistics.counts[one] = 2**32 - 10
+    assert statistics.merge(statistics).counts[one] == 2 * (2**32 - 10)
+    statistics.update(np.ones(10, np.float32))
+    assert statistics.counts[one] == 2**32
