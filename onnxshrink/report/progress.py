@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -10,8 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+FIRST_SECONDS = 2.0
+"""Longest silence of a step that tells its progress; what is quicker says nothing on the way."""
+
 PLAIN_SECONDS = 5.0
-"""Least time between two plain progress lines of one step."""
+"""Least time between two further plain progress lines of one step."""
 
 
 class LiveEvents:
@@ -62,20 +66,22 @@ class LiveEvents:
 class PlainEvents:
     """One line when a step starts, now and then while it works, and when it is done; for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._last: dict[str, float] = {}
+        self._clock = clock
+        self._due: dict[str, float] = {}
 
     def started(self, step: str) -> None:
-        """Start the step's clock, so that what is quick says nothing while it works."""
-        self._last[step] = time.monotonic()
+        """A line: some steps have no progress to tell."""
+        self._due[step] = self._clock() + FIRST_SECONDS
+        self._line(f"     …  {escape(step)}")
 
     def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
-        """A line every `PLAIN_SECONDS`."""
-        now = time.monotonic()
-        if now - self._last.setdefault(step, now) >= PLAIN_SECONDS:
-            self._last[step] = now
-            self._line(f"   {done / max(total, 1):4.0%}  {step}{', ' + detail if detail else ''}")
+        """A line after `FIRST_SECONDS`, then one every `PLAIN_SECONDS`."""
+        now = self._clock()
+        if now >= self._due.setdefault(step, now + FIRST_SECONDS):
+            self._due[step] = now + PLAIN_SECONDS
+            self._line(f"  {done / max(total, 1):4.0%}  {escape(f'{step}, {detail}' if detail else step)}")
 
     def finished(self, step: str, seconds: float, *, cached: bool) -> None:
         """A line."""
