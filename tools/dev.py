@@ -93,14 +93,23 @@ def install(extras: str) -> None:
     if PYTHON.exists() and any(mark.exists() and mark.read_text() == stamp for mark in marks):
         return
     start = time.monotonic()
-    if not PYTHON.exists():
-        print(f"making {VENV.relative_to(ROOT)} with Python {sys.version.split()[0]} …", flush=True)
-        venv.create(VENV, with_pip=True)
+    make_environment()
     print(f"installing onnxshrink[{extras}] (the first time takes minutes) …", flush=True)
     command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, "-c", CONSTRAINTS, "-e", f"{ROOT}[{extras}]"], check=True, cwd=ROOT)
     marks[0].write_text(stamp)
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def make_environment() -> None:
+    """Make ``.venv``, anew where an interrupted attempt left one without pip."""
+    if (
+        PYTHON.exists()
+        and subprocess.run([PYTHON, "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0
+    ):
+        return
+    print(f"making {VENV.name} with Python {sys.version.split()[0]} …", flush=True)
+    venv.create(VENV, with_pip=True, clear=True)
 
 
 def run(*arguments: str) -> int:
