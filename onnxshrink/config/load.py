@@ -19,6 +19,31 @@ from onnxshrink.core.tensors import did_you_mean
 
 Location: TypeAlias = tuple[int | str, ...]
 
+# What pydantic's error types ask for, in a config's words; numbers come from the error's context.
+_WANTED = {
+    "tuple_type": "a list: [ … ]",
+    "list_type": "a list: [ … ]",
+    "dict_type": "options: {{name: value}}",
+    "model_type": "options: {{name: value}}",
+    "model_attributes_type": "options: {{name: value}}",
+    "string_type": "text, in quotes where it looks like a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "byte_size": "a size: bytes, or text such as 60 kB or 1.5 MiB",
+    "byte_size_unit": "a size: bytes, or text such as 60 kB or 1.5 MiB",
+    "too_short": "at least {min_length}",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+
 _STEP = re.compile(r"(?:^|\.)([^.\[\]=]+)|\[(\d+)\]")
 
 
@@ -54,7 +79,7 @@ def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config")
         with search_path(base):
             return RunConfig.model_validate(document, context={"base": base})
     except ValidationError as e:
-        errors = [_explain(error, document, origin) for error in e.errors(include_url=False)]
+        errors = [_explain(error, document, origin) for error in _plain(e.errors(include_url=False))]
         raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from e
 
 
@@ -121,6 +146,17 @@ def _item(here: Any, step: int | str, override: str, done: Sequence[int | str]) 
     )
 
 
+def _plain(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without what only follows from another error: a list is too short when its only item is wrong."""
+    wrong = [error["loc"] for error in errors]
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short"
+        or not any(len(loc) > len(error["loc"]) and loc[: len(error["loc"])] == error["loc"] for loc in wrong)
+    ]
+
+
 def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
     """One of pydantic's findings in our words."""
     context = error.get("ctx", {})
@@ -153,6 +189,10 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
         case "path_missing":
             hint = "relative paths start at the config file's folder"
             return ConfigError(error["msg"], where=where, got=got, want="an existing file", fix=hint)
+        case kind if kind in _WANTED:
+            wanted = _WANTED[kind].format_map(context)
+            what = "there is no value" if error["input"] is None else f"the value is wrong: {got}"
+            return ConfigError(what, where=where, got=got, want=wanted)
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return ConfigError(f"the value is wrong: {message}", where=where, got=got, want=message)
@@ -190,6 +230,8 @@ def _dotted(loc: Location) -> str:
 
 
 def _shorten(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
     text = str(value) if isinstance(value, Path) else repr(dict(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= 80 else text[:77] + "…"
 

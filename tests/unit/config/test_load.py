@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +93,32 @@ def test_a_typo_is_refused_with_its_line_and_a_suggestion(
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("epochs: 8", "epochs: many", "integer"),
+        ("epochs: 8", "epochs: many", "a whole number"),
+        ("epochs: 8", "epochs: 2.5", "a whole number"),
         ("epochs: 8", "epochs: 0", "greater than 0"),
         ("pruning_ratio: 0.3", "pruning_ratio: 1.5", "less than 1"),
         ("{kind: prune_channels, pruning_ratio: 0.3}", "{kind: prune_channels}", "'pruning_ratio' is missing"),
         ("npz: d.npz, split", "npz: missing.npz, split", "there is nothing at"),
         ("factory: nets:build", "factory: nets.build", "package.module:callable"),
-        ("max_size: 60 kB", "max_size: huge", "byte"),
+        ("pruning_ratio: 0.3", "pruning_ratio: some", "want   a number"),
+        ("max_size: 60 kB", "max_size: huge", "text such as 60 kB"),
+        ("max_size: 60 kB", "max_size: 60 kilos", "text such as 60 kB"),
+        ("max_accuracy_drop: 0.01", "max_accuracy_drop: .nan", "a finite number"),
+        ("fp32: []", "fp32:", "want   a list: [ … ]"),
+        ("fp32: []", "3: []", "text, in quotes where it looks like a number"),
+        ("kind: quantize_static", "kind: quantize_static, reduce_range: maybe", "true or false"),
+        ("- {kind: export}", "- export", "options: {name: value}"),
+        ("shape: [batch, 1, 8, 8]", "shape: 8", "a list: [ … ]"),
+        ("gates: {max_accuracy_drop: 0.01, max_size: 60 kB}", "gates:", "there is no value"),
+        ("gates:", "targets: []\ngates:", "at least 1"),
         ("- {kind: export}", "- kind: export\n    kind: export", "not valid YAML"),
     ],
 )
 def test_a_wrong_value_is_refused(folder: Path, old: str, new: str, says: str) -> None:
     """Wrong types, ranges, missing files and duplicate keys are told before any work."""
-    assert says in str(refused(folder, GOOD.replace(old, new)))
+    told = str(refused(folder, GOOD.replace(old, new)))
+    assert says in told
+    assert not re.search("tuple|dictionary|instance of|parse|valid (string|integer)", told)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +143,13 @@ def test_what_does_not_fit_together_is_refused(folder: Path, old: str, new: str,
     error = refused(folder, GOOD.replace(old, new))
     assert what in error.what
     assert where in (error.where or "")
+
+
+def test_a_wrong_item_is_told_once(folder: Path) -> None:
+    """A list is not also called too short because its only item is wrong."""
+    error = refused(folder, GOOD.replace("gates:", "targets: [cpu]\ngates:"))
+    assert not isinstance(error, ConfigErrors)
+    assert (error.where, error.got) == ("cfg.yaml:15  targets[0]", "'cpu'")
 
 
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
