@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import ONNX_FILE
-from onnxshrink.core.errors import ConfigError, DataError
+from onnxshrink.core.errors import ConfigError, ModelError, StoreError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.report import Report
+from onnxshrink.core.store import write_atomically
 from onnxshrink.core.tensors import LABELS
+from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
 
 
@@ -28,9 +28,12 @@ def quantize(
     evaluation: Path | None = None,
     stage: Mapping[str, Any] | None = None,
     threads: int = 1,
+    max_samples: int | None = None,
     events: Events | None = None,
 ) -> Report:
     """Optimize and quantize one ONNX model, and measure it against the original.
+
+    The report is left beside the model, as ``<out>.report.json``.
 
     Args:
         model: The float ``.onnx`` file.
@@ -39,31 +42,38 @@ def quantize(
         evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
         stage: Settings of `QuantizeStatic` that differ from the defaults.
         threads: Threads while latency is measured.
+        max_samples: Use at most this many samples of each file, the first ones.
         events: Listener for progress.
 
     Returns:
-        The report; its variants are ``fp32`` (optimized only) and ``int8``.
+        The report; its variant is ``int8``.
 
     Raises:
         ShrinkError: Something the user can fix.
     """
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
-    if out.resolve() == model.resolve():
-        raise ConfigError("the output would overwrite the model", where=str(out), fix="name another file: -o PATH")
+    if out.resolve() in {file.resolve() for file in (model, data, evaluation or data)}:
+        raise ConfigError("the output would overwrite an input", where=str(out), fix="name another file: -o PATH")
+    if out.is_dir():
+        raise ConfigError("the output is a folder", where=str(out), want="a file", fix=f"-o {out / 'model.onnx'}")
     if not out.parent.is_dir():
         raise ConfigError("the output's folder is not there", where=str(out.parent), fix=f"mkdir -p {out.parent}")
     config = _config(
         model,
         calibration=data,
         evaluation=evaluation or data,
+        max_samples=max_samples,
         stages=[{"kind": "optimize"}],
-        variants={"fp32": [], "int8": [{"kind": "quantize_static", **(stage or {})}]},
+        variants={"int8": [{"kind": "quantize_static", **(stage or {})}]},
         targets=[{"threads": threads}],
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         report = run(config, runs=Path(folder), events=events or Silent())
-        made = Path(folder) / report.name / report.candidate("int8").model
-        _write(made, out)
+        declined = next((step.facts.get("declined") for step in report.steps if step.kind == "quantize_static"), None)
+        if declined:
+            raise ModelError(declined, where=str(model), want="MatMul, Gemm, Conv or the like", fix="keep it as it is")
+        _write(Path(folder) / report.name / report.candidate("int8").model, out)
+    write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
     return report
 
 
@@ -75,6 +85,7 @@ def compare(
     metric: str | None = None,
     gates: Mapping[str, Any] | None = None,
     threads: int = 1,
+    max_samples: int | None = None,
     events: Events | None = None,
 ) -> Report:
     """Measure one ONNX model against another on the same samples.
@@ -86,6 +97,7 @@ def compare(
         metric: Task metric; ``top1`` by default where there are labels.
         gates: Limits, as in the config.
         threads: Threads while latency is measured.
+        max_samples: Use at most this many samples, the first ones.
         events: Listener for progress.
 
     Returns:
@@ -99,6 +111,7 @@ def compare(
         reference,
         evaluation=data,
         metric=metric,
+        max_samples=max_samples,
         variants={"candidate": []},
         targets=[{"threads": threads}],
         gates=dict(gates or {}),
@@ -116,34 +129,37 @@ def _require(**files: Path) -> None:
 
 
 def _config(
-    model: Path, *, evaluation: Path, calibration: Path | None = None, metric: str | None = None, **more: Any
+    model: Path,
+    *,
+    evaluation: Path,
+    calibration: Path | None = None,
+    metric: str | None = None,
+    max_samples: int | None = None,
+    **more: Any,
 ) -> RunConfig:
-    names = _array_names(evaluation)
-    if metric is None and LABELS in names:
+    if metric is None and LABELS in zipped_arrays(evaluation):
         metric = "top1"
-    data: dict[str, Any] = {"evaluation": {"npz": evaluation, "metric": metric}}
+    data: dict[str, Any] = {"evaluation": {"npz": evaluation, "metric": metric, "max_samples": max_samples}}
     if calibration is not None:
-        data["calibration"] = {"npz": calibration}
+        data["calibration"] = {"npz": calibration, "max_samples": max_samples}
     document = {"name": "oneline", "model": {"onnx": model}, "data": data, **more}
     return validate(document, base=Path(), origin="arguments")
 
 
-def _array_names(path: Path) -> list[str]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return list(archive.files) if hasattr(archive, "files") else []
-    except (OSError, ValueError, EOFError) as e:
-        raise DataError(
-            "the samples cannot be read as an .npz archive",
-            where=str(path),
-            want="an .npz archive of the model's inputs",
-        ) from e
-
-
 def _write(made: Path, out: Path) -> None:
-    """Put the finished model at ``out`` by renames, its external data beside it."""
+    """Put the finished model at ``out`` by renames, its external data beside it.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
     for file in sorted(made.parent.iterdir(), key=lambda path: path.name == ONNX_FILE):  # the model last
         target = out if file.name == ONNX_FILE else out.with_name(file.name)
         part = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, part)
-        part.replace(target)
+        try:
+            shutil.copyfile(file, part)
+            part.replace(target)
+        except OSError as e:
+            part.unlink(missing_ok=True)
+            raise StoreError(
+                f"the model cannot be written: {e.strerror or e}", where=str(target), fix="name another file: -o PATH"
+            ) from e

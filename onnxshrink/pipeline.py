@@ -11,18 +11,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource, OnnxSource
-from onnxshrink.config.stages import Distill, Finetune, Optimize, Stage
+from onnxshrink.config.stages import Distill, Finetune, Optimize, PruneChannels, Stage
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
+from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
-from onnxshrink.core.report import Candidate, Report
-from onnxshrink.core.run_folder import publish
+from onnxshrink.core.report import Candidate, Report, Verdict
+from onnxshrink.core.run_folder import publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
@@ -66,19 +68,20 @@ def run(
         ShrinkError: Something the user can fix; nothing half-done is kept.
     """
     started, events = time.perf_counter(), events or Silent()
+    name = config.name or "run"
+    require_own(runs / name)
     with search_path(base):
         preflight(config)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
         trunk = memo.fold(memo.open(config.model), config.stages)
-        branches = {name: trunk + memo.fold(trunk[-1], tail, f"{name}/")[1:] for name, tail in config.variants.items()}
-        for name, path in (candidates or {}).items():
-            branches[name] = [trunk[0], memo.open(OnnxSource(onnx=path), name)]
+        branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
         qualities = _measure_qualities(config, memo, rows, events)
-        measured = [_judged(row, qualities[row.name], config, events) for row in rows]
+        measured = [_judged(row, quality, config, events) for row, quality in zip(rows, qualities, strict=True)]
+    measured += [_not_made(name, failure) for name, failure in failures.items()]
     winner, selection = select(measured, config.select)
     report = Report(
-        name=config.name or "run",
+        name=name,
         config=config.model_dump(mode="json"),
         candidates=tuple(measured),
         steps=memo.steps,
@@ -87,10 +90,35 @@ def run(
         machine=machine(),
         versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        warnings=memo.warnings,
+        warnings=(*memo.warnings, *_caveats(config, memo)),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        inputs=memo.inputs,
     )
     publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
     return report
+
+
+def _branches(
+    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], candidates: Mapping[str, Path]
+) -> tuple[dict[str, list[Artifact]], dict[str, ShrinkError]]:
+    """Every variant's artifacts, trunk first, and the variants whose model cannot be made: they cost no other.
+
+    Raises:
+        ShrinkError: None of them can be made, or one fails for a reason that is not the model's.
+    """
+    branches: dict[str, list[Artifact]] = {}
+    failures: dict[str, ShrinkError] = {}
+    for name, tail in config.variants.items():
+        try:
+            if name in candidates:
+                branches[name] = [trunk[0], memo.open(OnnxSource(onnx=candidates[name]), name)]
+            else:
+                branches[name] = [*trunk, *memo.fold(trunk[-1], tail, f"{name}/")[1:]]
+        except (ModelError, ParityError) as e:
+            failures[name] = e
+    if not branches:
+        raise next(iter(failures.values()))
+    return branches, failures
 
 
 def _rows(
@@ -99,7 +127,7 @@ def _rows(
     """Original, reference and variants, each with the reference it is measured against."""
     references = {name: next(a for a in chain if a.kind == "onnx") for name, chain in branches.items()}
     first = next(iter(references.values()))
-    original = _original(config, memo, trunk)
+    original = _original(config, memo, trunk, branches)
     if original is not None:
         yield Row(*original, first)
     for reference in dict.fromkeys(references.values()):
@@ -110,9 +138,12 @@ def _rows(
 
 
 def _original(
-    config: RunConfig, memo: Memo, trunk: Sequence[Artifact]
+    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
 ) -> tuple[str, Literal["original"], Artifact] | None:
-    """What the user brought, as ONNX, where it is not the reference: the teacher, or the source before it changed."""
+    """What accuracy is measured against, as ONNX: the teacher, or the network before it was cut or trained further.
+
+    None where that is the reference itself.
+    """
     if not isinstance(config.model, FactorySource):
         return None
     stages: Sequence[Stage] = next(chain for _, chain in config.branches())
@@ -123,17 +154,22 @@ def _original(
 
             teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs))
             return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
-    trains = any(isinstance(stage, Finetune) or stage.kind == "prune_channels" for stage in stages)
-    if config.model.weights is not None and trains:
+    for chain, made in zip((chain for _, chain in config.branches()), branches.values(), strict=False):
+        cut = next((index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels)), None)
+        if cut is not None:
+            name = "unpruned" if cut else "source"
+            return name, "original", memo.fold(made[cut], tail, f"{name}/")[-1]
+    if config.model.weights is not None and any(isinstance(stage, Finetune) for stage in config.stages):
         return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
     return None
 
 
-def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], events: Events) -> dict[str, Quality]:
+def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], events: Events) -> list[Quality]:
     """Footprint, drift and accuracy of every row: memoized, for they depend on nothing but their inputs."""
-    qualities: dict[str, Quality] = {}
+    qualities: list[Quality] = []
     first: Artifact | None = None
     for row in rows:
+        original = qualities[0].scores if qualities else None
         key = {
             "role": row.role,
             "candidate": row.artifact.digest,
@@ -143,7 +179,6 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             "targets": [target.model_dump(mode="json") for target in config.targets],
             "seed": config.seed,
         }
-        original = qualities[rows[0].name].scores if first else None
 
         def work(out: Path, row: Row = row, original: Mapping[str, Scores] | None = original) -> Facts:
             quality = measure_quality(
@@ -158,8 +193,8 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             save_quality(quality, out)
             return {}
 
-        evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work)
-        qualities[row.name] = load_quality(evidence.path)
+        evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})
+        qualities.append(load_quality(evidence.path))
         first = first or evidence
     return qualities
 
@@ -173,6 +208,23 @@ def _judged(row: Row, quality: Quality, config: RunConfig, events: Events) -> Ca
     verdicts = judge(config.gates, metrics, config.targets) if row.role == "variant" else ()
     folder = f"variants/{row.name}" if row.role == "variant" else row.name
     return Candidate(row.name, row.role, f"{folder}/{ONNX_FILE}", row.artifact.digest, metrics, verdicts)
+
+
+def _not_made(name: str, failure: ShrinkError) -> Candidate:
+    """The row of a variant without a model."""
+    verdict = Verdict("completed", 1.0, "failed", f"it could not be made: {failure.what}")
+    return Candidate(name, "variant", "", "", (), (verdict,))
+
+
+def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
+    """What the figures do not show by themselves."""
+    evaluation = memo.data_key("evaluation")
+    if evaluation is None:
+        yield "no evaluation data: neither drift nor accuracy was measured"
+    for role in ("calibration", "train"):
+        settings = config.data.of(role)
+        if settings is not None and memo.data_key(role) == evaluation:
+            yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
 
 
 def _first_name(names: Mapping[str, Artifact], artifact: Artifact) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, JsonValue, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from onnxshrink.core.artifact import digest_path
 from onnxshrink.core.errors import ConfigError
-from onnxshrink.core.importing import source_digest, split_entry
+from onnxshrink.core.importing import find_file, source_digest, split_entry
 
 
 class Model(BaseModel):
     """Frozen, and closed: an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ContentFile:
@@ -28,12 +29,17 @@ class SourceCode:
     """Marks an entry point whose meaning is the source code behind it."""
 
 
+class CallArguments:
+    """Marks arguments of a user's callable: a text among them that names a file means the file's content."""
+
+
 def _existing(value: object, info: ValidationInfo) -> Path:
     """Resolve against the config file's folder, and require that it is there."""
     if not isinstance(value, (str, Path)):
         raise PydanticCustomError("path_type", "a path is wanted", {})
     base = Path((info.context or {}).get("base", "."))
-    path = (base / Path(value).expanduser()).resolve()
+    # Not resolved: a model in a cache of links has its external data beside the link, not beside what it links to.
+    path = Path(os.path.abspath(base / Path(value).expanduser()))  # noqa: PTH100
     if not path.exists():
         raise PydanticCustomError("path_missing", "there is nothing at {path}", {"path": str(path)})
     return path
@@ -57,6 +63,9 @@ FilePath = Annotated[
     Path, BeforeValidator(_existing), ContentFile(), WithJsonSchema({"type": "string", "format": "path"})
 ]
 """An existing file or folder; relative paths start at the config file's folder."""
+
+Arguments = Annotated[dict[str, JsonValue], CallArguments()]
+"""Keyword arguments of a callable: plain values. Those that name an existing file count with its content."""
 
 EntryPoint = Annotated[
     str, BeforeValidator(_entry), SourceCode(), WithJsonSchema({"type": "string", "pattern": "^[^:]+:[^:]+$"})
@@ -89,8 +98,21 @@ def _fingerprint(value: Any, metadata: list[Any]) -> Any:
         return digest_path(value)
     if any(isinstance(mark, SourceCode) for mark in metadata) and isinstance(value, str):
         return {"entry": value, "source": source_digest(value)}
+    if any(isinstance(mark, CallArguments) for mark in metadata):
+        return _with_contents(value)
     if isinstance(value, dict):
         return {str(key): _fingerprint(item, []) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_fingerprint(item, []) for item in value]
+    return value
+
+
+def _with_contents(value: Any) -> Any:
+    """``value`` with the digest of every file or folder that a text in it names, as the callable would find it."""
+    if isinstance(value, dict):
+        return {key: _with_contents(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_contents(item) for item in value]
+    if isinstance(value, str) and value.strip() and (path := find_file(value)):
+        return {"text": value, "content": digest_path(path)}
     return value

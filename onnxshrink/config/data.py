@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from onnxshrink.config.base import EntryPoint, FilePath, Model
+from onnxshrink.config.base import Arguments, EntryPoint, FilePath, Model
 
 Role: TypeAlias = Literal["train", "calibration", "evaluation"]
 MetricName: TypeAlias = Literal["top1", "top5", "mae", "rmse"]
@@ -44,7 +44,7 @@ class EntryData(DataSettings):
 
     entry: EntryPoint
     """`package.module:callable`; called anew for each pass, so that every pass gives the same batches."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the callable."""
 
 

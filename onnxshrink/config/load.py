@@ -60,7 +60,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     document = _read_yaml(path)
     for override in overrides:
         _apply(document, override)
-    document.setdefault("name", path.stem)
+    document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "run")
     return validate(document, base=path.parent, origin=path.name)
 
 
@@ -121,7 +121,10 @@ def _apply(document: Any, override: str) -> None:
         raise ConfigError(
             f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
         )
-    value = YAML(typ="rt").load(text)
+    try:
+        value = YAML(typ="rt").load(text)
+    except YAMLError as e:
+        raise ConfigError(f"the value of {override!r} is not valid YAML", where="--set", got=text, want="YAML") from e
     here: Any = document
     for done, step in enumerate(steps[:-1]):
         if isinstance(here, MutableMapping) and isinstance(step, str):

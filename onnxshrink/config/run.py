@@ -15,6 +15,9 @@ from onnxshrink.config.source import ModelSource
 from onnxshrink.config.stages import Export, Stage
 from onnxshrink.core.artifact import Kind
 
+RESERVED = ("original", "reference", "source", "teacher", "unpruned")
+"""Rows of the report that are no variants."""
+
 
 class RunConfig(Model):
     """A model, its data, what to do with it, where to measure it and what it must reach."""
@@ -54,6 +57,8 @@ class RunConfig(Model):
         yield from self._chain(self.model.gives, self.stages, ("stages",))
         kind = _end(self.model.gives, self.stages)
         for name, tail in self.variants.items():
+            if name in RESERVED or name.startswith("reference-"):
+                yield _misfit(("variants", name), f"the report has a row {name!r} of its own", "another name")
             if not _is_name(name):
                 yield _misfit(("variants", name), f"{name!r} cannot name a folder", "letters, digits, '.', '_' and '-'")
             yield from self._chain(kind, tail, ("variants", name))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from onnxshrink.config.base import EntryPoint, FilePath, Model
+from onnxshrink.config.base import Arguments, EntryPoint, FilePath, Model
 from onnxshrink.core.artifact import Kind
 from onnxshrink.core.tensors import TensorSpec
 
@@ -31,7 +31,7 @@ class FactorySource(Model):
 
     factory: EntryPoint
     """`package.module:function` that returns a `torch.nn.Module`."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: FilePath | None = None
     """State dict as `.safetensors`, `.pth` or `.pt`; nothing but tensors is read. None keeps the factory's weights."""

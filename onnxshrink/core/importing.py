@@ -9,15 +9,19 @@ import importlib.util
 import pkgutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from onnxshrink.core.artifact import Digest
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.tensors import did_you_mean
+
+_searched: list[Path] = []
+"""Folders of the configs that are being run, the innermost first."""
 
 
 @contextmanager
@@ -38,9 +42,11 @@ def search_path(folder: Path) -> Iterator[None]:
     sys.path[:0] = added[:1]
     sys.path.append(added[1])
     importlib.invalidate_caches()
+    _searched.insert(0, folder)
     try:
         yield
     finally:
+        _searched.remove(folder)
         sys.path.remove(added[0])
         del sys.path[len(sys.path) - 1 - sys.path[::-1].index(added[1])]
         for name, module in list(sys.modules.items()):
@@ -156,12 +162,12 @@ def split_entry(entry: str) -> tuple[str, str]:
 
 
 def source_digest(entry: str) -> Digest:
-    """sha256 over the source that the entry's module can run, less libraries, whose versions stand in the keys instead.
+    """sha256 over the source that the entry's module can run, and over the versions of the libraries it imports.
 
-    That is the module and every module it imports that lies neither in the standard library nor in site-packages. Where
-    the entry itself is installed there, it is every module of its top-level package. A compiled module counts with its
-    bytes, and one that is built into Python with Python's version. Nothing is imported. What the source does not show
-    is not seen: modules imported by a computed name, and files that the code reads.
+    The source is the module and every module it imports that lies neither in the standard library nor in site-packages.
+    Where the entry itself is installed there, it is every module of its top-level package. A compiled module counts
+    with its bytes, and one that is built into Python with Python's version. Nothing is imported. What the source does
+    not show is not seen: modules imported by a computed name, and files that the code reads.
 
     Raises:
         ConfigError: The entry's module cannot be found.
@@ -178,8 +184,8 @@ def source_digest(entry: str) -> Digest:
             want="a Python module beside the config file, in the working folder, or installed",
             fix="check the spelling, or run from the folder that holds it",
         )
-    found = _installed(top) if top and _is_library(top) else _reachable(module_name)
-    sha = hashlib.sha256()
+    found, libraries = (_installed(top), {package}) if top and _is_library(top) else _reachable(module_name)
+    sha = hashlib.sha256(repr(sorted(_versions(libraries).items())).encode())
     for name in sorted(found):
         sha.update(f"{name}\0".encode() + hashlib.sha256(found[name].read_bytes()).digest())
     return Digest(sha.hexdigest())
@@ -191,9 +197,10 @@ def _installed(top: Path) -> dict[str, Path]:
     return {path.relative_to(top.parent).as_posix(): path for path in files}
 
 
-def _reachable(module_name: str) -> dict[str, Path]:
-    """The files of a module and of all it imports, directly or not, that are no library, by module name."""
+def _reachable(module_name: str) -> tuple[dict[str, Path], set[str]]:
+    """The files of a module and of all it imports, directly or not, that are no library; and the libraries' names."""
     found: dict[str, Path] = {}
+    libraries: set[str] = set()
     seen = {""}
     queue = [module_name]
     while queue:
@@ -204,11 +211,36 @@ def _reachable(module_name: str) -> dict[str, Path]:
         queue.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py as well
         path = _source_file(name)
         if path is None or _is_library(path):
+            libraries.add(name.partition(".")[0])
             continue
         found[name] = path
         if path.suffix == ".py":
             queue.extend(_imports(path.read_bytes(), name, is_package=path.name == "__init__.py"))
-    return found
+    return found, libraries
+
+
+def _versions(packages: set[str]) -> dict[str, str]:
+    """Versions of the distributions that give these packages; the standard library gives none."""
+    owners = _distributions()
+    names = {name for package in packages for name in owners.get(package, ())}
+    return {name: metadata.version(name) for name in sorted(names)}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def find_file(text: str) -> Path | None:
+    """The file or folder that user code would find under ``text``, from the working folder or beside the config."""
+    for folder in (Path(), *_searched):
+        path = folder / text
+        try:
+            if path.exists() and not Path.cwd().is_relative_to(path.resolve()):  # "." and "/" name no data
+                return path
+        except (OSError, ValueError):  # too long, or a NUL: no file's name
+            return None
+    return None
 
 
 def _source_file(name: str) -> Path | None:

@@ -17,16 +17,23 @@ _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", 
 
 def machine() -> dict[str, Any]:
     """Processor, instruction sets that matter for int8, cores this process may use, memory and operating system."""
-    flags, model = _cpuinfo()
+    _, model = _cpuinfo()
     return {
         "processor": model or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "features": [name for name in _FEATURES if name in flags],
+        "features": processor_features(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
     }
+
+
+def processor_features() -> list[str]:
+    """The instruction sets of this processor that decide which integer kernels run."""
+    flags, _ = _cpuinfo()
+    return [name for name in _FEATURES if name in flags]
 
 
 def versions(names: tuple[str, ...] = _LIBRARIES) -> dict[str, str]:

@@ -135,6 +135,8 @@ class Report:
         versions: Library versions.
         seconds: Wall time of the whole run.
         warnings: What the user should know.
+        finished: When the run ended, ISO 8601 in UTC.
+        inputs: Fingerprints of what went in: the model and each role of the data, digests in place of paths.
         schema: Version of this layout.
     """
 
@@ -148,6 +150,8 @@ class Report:
     versions: dict[str, str]
     seconds: float
     warnings: tuple[str, ...] = ()
+    finished: str = ""
+    inputs: dict[str, Any] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from onnxshrink.core.artifact import Artifact, files_of
+from onnxshrink.core.artifact import ONNX_FILE, Artifact, files_of
 from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report
 
@@ -33,24 +33,19 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> Non
     parent, hidden = folder.parent, f".{folder.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists() and not (folder / REPORT_FILE).is_file() and any(folder.iterdir()):
-            raise StoreError(
-                "the run's folder holds files that are not a run's",
-                where=str(folder),
-                want="an empty folder, or an earlier run",
-                fix="choose another `name` in the config, or another folder: --runs PATH",
-            )
+        require_own(folder)
         with FileLock(parent / f"{hidden}.lock"):
             fresh, old = parent / f"{hidden}.new", parent / f"{hidden}.old"
             for leftover in (fresh, old):  # of a run that was killed while it held the lock
                 shutil.rmtree(leftover, ignore_errors=True)
             fresh.mkdir()
-            for candidate in report.candidates:
+            for candidate in (row for row in report.candidates if row.name in models):
                 _copy(models[candidate.name], (fresh / candidate.model).parent)
             if report.winner is not None:
                 _copy(models[report.winner], fresh)
             (fresh / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
             os.sync()
+            _carry_over(folder, fresh)
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(old)
             fresh.rename(folder)
@@ -62,6 +57,31 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> Non
             want="a folder that can be written, with room on the disk",
             fix="free some space, or name another folder: --runs PATH",
         ) from e
+
+
+def require_own(folder: Path) -> None:
+    """Raise where a run's folder is somebody else's.
+
+    Raises:
+        StoreError: It holds files and no report.
+    """
+    if folder.exists() and not (folder / REPORT_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise StoreError(
+            "the run's folder holds files that are not a run's",
+            where=str(folder),
+            want="an empty folder, or an earlier run",
+            fix="choose another `name` in the config, or another folder: --runs PATH",
+        )
+
+
+def _carry_over(old: Path, fresh: Path) -> None:
+    """Copy what somebody else put into the folder: notes beside the evidence are not ours to delete."""
+    if not (old / REPORT_FILE).is_file():
+        return
+    own = {Path(row.model).parts[0] for row in Report.read(old / REPORT_FILE).candidates if row.model}
+    for path in old.iterdir():
+        if path.name not in own | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
 
 
 def _copy(artifact: Artifact, folder: Path) -> None:

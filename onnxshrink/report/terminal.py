@@ -14,8 +14,8 @@ from onnxshrink.core.report import Candidate, Metric, Outcome, Report
 
 _MARKS: dict[Outcome, tuple[str, str]] = {
     "passed": ("passed", "green"),
-    "failed": ("FAILED", "red"),
-    "inconclusive": ("unsure", "yellow"),
+    "failed": ("failed", "red"),
+    "inconclusive": ("inconclusive", "yellow"),
 }
 
 
@@ -30,7 +30,8 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
     targets: list[str | None] = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target))
     for target in targets or [None]:
         console.print()
-        console.print(_table(report, target, titled=len(targets) > 1, roomy=console.width >= 96))
+        console.print(_table(report, target, console.width, titled=len(targets) > 1))
+    console.print(Text(_caption(report), style="dim"))
     _print_verdicts(report, console)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
@@ -43,26 +44,38 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console.print(f"  report  {escape(str(folder / 'report.json'))}", highlight=False, soft_wrap=True)
 
 
-def _table(report: Report, target: str | None, *, titled: bool, roomy: bool) -> Table:
-    """The comparison in 80 columns: units stand in the headers, intervals beside the ratio they belong to."""
+def _table(report: Report, target: str | None, width: int, *, titled: bool) -> Table:
+    """The comparison in ``width`` columns: units stand in the headers, and names are cut before any number is."""
     metric = _task_metric(report)
+    drop = "" if metric is None else "drop pt" if metric in ("top1", "top5") else "drop"
+    headers = ["", "size", metric or "", drop, "dB", "ms", "vs reference", "gates"]
+    rows = [_row(c, target, metric, winner=c.name == report.winner) for c in report.candidates]
+    gap = 2 if width >= 96 else 1
+    numbers = sum(gap + max(len(header), *(len(row[i]) for row in rows)) for i, header in enumerate(headers) if i)
     table = Table(
         box=None,
         pad_edge=False,
-        padding=(0, 2 if roomy else 1, 0, 0),
+        padding=(0, gap, 0, 0),
         header_style="dim",
         title=f"on {target}" if titled else None,
         title_justify="left",
     )
-    table.add_column("", no_wrap=True)
-    headers = ("size", metric or "", "drop pt" if metric in ("top1", "top5") else "drop", "dB", "ms", "vs reference")
-    for header in headers:
-        justify: Literal["left", "right"] = "left" if header == "vs reference" else "right"
-        table.add_column(header if metric or "drop" not in header else "", justify=justify, no_wrap=True)
-    table.add_column("gates", no_wrap=True)
-    for candidate in report.candidates:
-        table.add_row(*_row(candidate, target, metric, winner=candidate.name == report.winner))
+    table.add_column("", no_wrap=True, max_width=max(8, width - numbers))
+    for header in headers[1:]:
+        justify: Literal["left", "right"] = "left" if header in ("vs reference", "gates") else "right"
+        width = max(len(header), *(len(row[headers.index(header)]) for row in rows)) if header else 0
+        table.add_column(header, justify=justify, no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _caption(report: Report) -> str:
+    """What the columns are measured against."""
+    roles = {candidate.role: candidate.name for candidate in report.candidates}
+    original = roles.get("original", "reference")
+    drop = f"drop: {_task_metric(report)} lost against {original}; " if _task_metric(report) else ""
+    return f"{drop}dB: SQNR, vs reference: median latency relative to it, with 95% interval; ms: median"
 
 
 def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
@@ -75,7 +88,7 @@ def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner
         mark, style = _MARKS[candidate.outcome]
         verdict = Text(mark, style=style)
     elif candidate.role == "variant":
-        verdict = Text("none", style="dim")
+        verdict = Text("no gates", style="dim")
     name = Text(f"{'▸ ' if winner else '  '}{candidate.name}", style="bold" if winner else "")
     return [
         name,
@@ -84,7 +97,7 @@ def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner
         Text(_drop(measured("accuracy_drop"), metric)),
         Text(_worst_sqnr(candidate, target)),
         Text(_milliseconds(measured("latency_p50_ms"))),
-        Text(_ratio(ratio), style=_ratio_style(ratio)),
+        Text(_ratio(ratio), style=_ratio_style(ratio) if candidate.role == "variant" else ""),
         verdict,
     ]
 
@@ -96,7 +109,7 @@ def _print_verdicts(report: Report, console: Console) -> None:
         console.print()
     for name, verdict in rows:
         mark, style = _MARKS[verdict.outcome]
-        console.print(Text.assemble((f"{mark:<7}", style), f"{name}: {verdict.reason}"), highlight=False)
+        console.print(Text.assemble((mark, style), f"  {name}: {verdict.reason}"), highlight=False)
 
 
 def _task_metric(report: Report) -> str | None:

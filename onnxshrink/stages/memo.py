@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -17,9 +18,10 @@ from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_file, digest_json
 from onnxshrink.core.errors import DependencyError
 from onnxshrink.core.events import Events
-from onnxshrink.core.machine import versions
+from onnxshrink.core.machine import processor_features, versions
 from onnxshrink.core.report import Step
 from onnxshrink.core.store import Entry, Store
+from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.stages import work_of
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.source import open_source
@@ -48,31 +50,41 @@ class Memo:
         self._seed = seed
         self._events = events
         self._steps: dict[Digest, tuple[Step, Artifact]] = {}
+        self._sources: dict[str, Any] = {}
         self._data_keys: dict[Role, Any] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the stages of this run ask the user to know: the ``warnings`` among their facts, found or made."""
-        return tuple(f"{step.name}: {text}" for step in self.steps for text in step.facts.get("warnings", ()))
+        """What the stages of this run ask the user to know, whether they were found or done: warnings and refusals."""
+        texts = ((step.name, text) for step in self.steps for text in step.facts.get("warnings", ()))
+        declined = ((step.name, step.facts["declined"]) for step in self.steps if step.facts.get("declined"))
+        return tuple(dict.fromkeys(f"{name}: {text}" for name, text in (*texts, *declined)))
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """Every step of this run, in the order in which they were finished, each once."""
         return tuple(step for step, _ in self._steps.values())
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Fingerprints of the model sources and of the data that this run has used."""
+        data = {f"data.{role}": key for role, key in self._data_keys.items() if key is not None}
+        return {**self._sources, **data}
+
     def open(self, source: ModelSource, name: str = "source") -> Artifact:
         """The artifact of a model source."""
-        key = {"settings": fingerprint(source), "seed": self._seed, "code": _code()}
+        key = {"settings": fingerprint(source), "seed": self._seed}
         if isinstance(source, OnnxSource):
             from onnxshrink.runtime.graph import external_files
 
-            key["external"] = {file.name: digest_file(file) for file in sorted(external_files(source.onnx))}
-        key["libraries"] = _libraries({source.gives})
+            folder = source.onnx.parent
+            key["external"] = {os.path.relpath(f, folder): digest_file(f) for f in external_files(source.onnx)}
+        self._sources[name] = key["settings"]
 
         def work(folder: Path) -> Facts:
             return open_source(source, folder, seed=self._seed)
 
-        return self.once(name, "source", key, source.gives, work)
+        return self.once(name, "source", key, source.gives, work, uses={source.gives})
 
     def derive(self, stage: AnyStage, artifact: Artifact, name: str | None = None) -> Artifact:
         """The result of ``stage`` on ``artifact``."""
@@ -80,18 +92,17 @@ class Memo:
         roles = (*stage.needs, *stage.uses)
         key = {
             "settings": fingerprint(stage),
+            "isa": detect_isa() if getattr(stage, "isa", None) == "auto" else None,
             "input": artifact.digest,
             "seed": self._seed,
             "data": {role: self.data_key(role) for role in roles},
-            "code": _code(),
-            "libraries": _libraries({stage.takes, stage.gives}),
         }
 
         def work(folder: Path) -> Facts:
             require_torch({stage.takes, stage.gives}, stage.kind)
             return work_of(stage)(artifact, folder, self.context(name, roles))
 
-        return self.once(name, stage.kind, key, stage.gives, work)
+        return self.once(name, stage.kind, key, stage.gives, work, uses={stage.takes, stage.gives})
 
     def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
         """Run ``stages`` one after the other.
@@ -122,9 +133,25 @@ class Memo:
             self._data_keys[role] = None if settings is None else fingerprint(settings)
         return self._data_keys[role]
 
-    def once(self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Callable[[Path], Facts]) -> Artifact:
-        """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it."""
-        digest = digest_json(key | {"kind": kind})
+    def once(
+        self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Callable[[Path], Facts], *, uses: set[Kind]
+    ) -> Artifact:
+        """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it.
+
+        Args:
+            name: The step's name in the report.
+            kind: What is done.
+            key: Plain JSON: everything that can change the result, but for our own code and the libraries.
+            gives: Kind of the result.
+            work: Fills a folder.
+            uses: Kinds of model that are worked on; they decide which libraries' versions count. What is measured on
+                a model counts the processor as well.
+        """
+        digest = digest_json(
+            key
+            | {"kind": kind, "code": _code(), "libraries": _libraries(uses)}
+            | ({"processor": processor_features()} if gives == "evidence" else {})
+        )
         if digest in self._steps:
             return self._steps[digest][1]
         entry = self._store.find(digest, gives)

@@ -32,7 +32,13 @@ def test_quantize_writes_an_int8_model_and_says_what_it_cost(folder: Path) -> No
     assert "int8.onnx" in result.stdout
     types = {node.op_type for node in onnx.load(folder / "int8.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= types
-    assert sorted(path.name for path in folder.iterdir()) == ["calib.npz", "int8.onnx", "model.onnx", "test.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calib.npz",
+        "int8.onnx",
+        "int8.report.json",
+        "model.onnx",
+        "test.npz",
+    ]
     report = report_of(onnxshrink(*line, "--json", cwd=folder))
     int8 = next(c for c in report["candidates"] if c["name"] == "int8")
     assert {m["name"] for m in int8["metrics"]} >= {"top1", "accuracy_drop", "sqnr_db", "size_bytes", "latency_ratio"}
@@ -60,6 +66,8 @@ def test_compare_judges_and_exits_accordingly(folder: Path) -> None:
         (("quantize", "model.onnx", "--data", "model.onnx", "-o", "o.onnx"), "npz"),
         (("quantize", "model.onnx", "--data", "calib.npz", "-o", "no/o.onnx"), "mkdir -p no"),
         (("quantize", "model.onnx", "--data", "calib.npz", "-o", "model.onnx"), "overwrite"),
+        (("quantize", "model.onnx", "--data", "calib.npz", "-o", "calib.npz"), "overwrite"),
+        (("quantize", "model.onnx", "--data", "calib.npz", "-o", "."), "folder"),
         (("quantize", "model.onnx", "--data", "calib.npz", "-o", "o.onnx", "--exclude", "conv9"), "'conv"),
         (("quantize", "model.onnx", "--data", "calib.npz", "-o", "o.onnx", "--method", "best"), "percentile"),
         (("compare", "model.onnx", "none.onnx", "--data", "test.npz"), "none.onnx"),

@@ -333,3 +333,15 @@ def test_quiet_says_nothing_and_json_only_json(project: Path) -> None:
     broken = onnxshrink("run", "nothing.yaml", "--json", cwd=project)
     assert broken.returncode == 2
     assert '"kind": "ConfigError"' in broken.stdout
+
+
+def test_what_pruning_costs_is_measured_without_a_teacher_too(tmp_path: Path) -> None:
+    """A factory may bring its own weights: accuracy is measured against the network before it was cut."""
+    make_project(tmp_path)
+    text = CONFIG.replace(CONFIG[CONFIG.index("  - {kind: distill") : CONFIG.index("  - {kind: prune")], "")
+    (tmp_path / "cfg.yaml").write_text(text.replace("pruning_ratio: 0.25", "pruning_ratio: 0.5"))
+    first = report_of(onnxshrink("run", "cfg.yaml", "--json", cwd=tmp_path))
+    assert first["candidates"][0]["name"] == "source"
+    (tmp_path / "cfg.yaml").write_text(text.replace("stages:\n", "stages:\n  - {kind: finetune, epochs: 1}\n"))
+    again = report_of(onnxshrink("run", "cfg.yaml", "--json", cwd=tmp_path))
+    assert again["candidates"][0]["name"] == "unpruned"

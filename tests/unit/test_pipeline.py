@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import cnn, samples_of
+
+import onnxshrink.stages.memo as memo_module
+from onnxshrink.config.base import fingerprint
+from onnxshrink.config.data import EntryData
+from onnxshrink.config.load import validate
+from onnxshrink.core.artifact import Digest
+from onnxshrink.core.errors import ConfigError, ModelError, StoreError
+from onnxshrink.core.importing import search_path
+from onnxshrink.core.report import Report
+from onnxshrink.pipeline import run
+
+QUICK = {"targets": [{"latency_seconds": 0.02}]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A float CNN and two sets of samples."""
+    model = cnn()
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "calib.npz", **samples_of(model, 24))
+    np.savez(tmp_path / "test.npz", **samples_of(model, 24, seed=1))
+    return tmp_path
+
+
+def ran(folder: Path, document: Mapping[str, Any]) -> Report:
+    data = {"calibration": {"npz": "calib.npz"}, "evaluation": {"npz": "test.npz"}}
+    whole = {"name": "r", "model": {"onnx": "m.onnx"}, "data": data, **QUICK, **document}
+    return run(validate(whole, base=folder), runs=folder / "runs", base=folder)
+
+
+def cached(report: Report) -> dict[str, bool]:
+    return {step.name: step.cached for step in report.steps}
+
+
+@pytest.mark.parametrize("name", ["reference", "teacher", "source", "unpruned", "reference-b"])
+def test_a_variant_cannot_take_the_name_of_another_row(folder: Path, name: str) -> None:
+    """Rows of the report are told apart by name, so those the pipeline makes are reserved."""
+    with pytest.raises(ConfigError, match="row"):
+        ran(folder, {"variants": {name: []}})
+
+
+def test_a_variant_that_cannot_be_made_costs_no_other(folder: Path) -> None:
+    """It becomes a row that failed, with the reason; the others are measured and one is selected."""
+    report = ran(
+        folder,
+        {
+            "variants": {
+                "int8": [{"kind": "quantize_static"}],
+                "none": [{"kind": "quantize_static"}, {"kind": "quantize_static"}],
+            }
+        },
+    )
+    row = report.candidate("none")
+    assert row.outcome == "failed"
+    assert "could not be made" in row.verdicts[0].reason
+    assert report.winner == "int8"
+    assert Report.read(folder / "runs/r/report.json").winner == "int8"
+    assert not (folder / "runs/r/variants/none").exists()
+
+
+def test_a_run_of_which_nothing_can_be_made_says_why(folder: Path) -> None:
+    """With no variant left, the first one's own error is the answer."""
+    onnx.save(onnx.load(folder / "m.onnx"), str(folder / "twice.onnx"))
+    ran(folder, {"variants": {"int8": [{"kind": "quantize_static"}]}})
+    source = {"onnx": str(folder / "runs/r/model.onnx")}
+    with pytest.raises(ModelError, match="quantized already"):
+        ran(folder, {"name": "again", "model": source, "variants": {"int8": [{"kind": "quantize_static"}]}})
+
+
+@pytest.mark.parametrize("change", ["code", "libraries", "processor"])
+def test_measurements_are_made_again_where_code_library_or_processor_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What is measured depends on who measures: an old figure is never taken for a new one."""
+    assert not cached(ran(folder, {}))["verify/model"]
+    assert cached(ran(folder, {}))["verify/model"]
+    if change == "code":
+        monkeypatch.setattr(memo_module, "_code", lambda: Digest("0"))
+    elif change == "libraries":
+        monkeypatch.setattr(memo_module, "_libraries", lambda _: {"onnxruntime": "99"})
+    else:
+        monkeypatch.setattr(memo_module, "processor_features", lambda: ["other"])
+    assert not cached(ran(folder, {}))["verify/model"]
+
+
+def test_external_data_counts_by_its_path(tmp_path: Path) -> None:
+    """Two data files of one name in two folders are two files."""
+    x = onnx.helper.make_tensor_value_info("x", 1, [1, 2])
+    y = onnx.helper.make_tensor_value_info("y", 1, [1, 2])
+    nodes = [onnx.helper.make_node("Add", ["x", "a"], ["t"]), onnx.helper.make_node("Add", ["t", "b"], ["y"])]
+    weights = [onnx.numpy_helper.from_array(np.ones(2, np.float32), name) for name in "ab"]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[onnx.helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    for tensor in model.graph.initializer:
+        (tmp_path / tensor.name).mkdir()
+        (tmp_path / tensor.name / "w.bin").write_bytes(tensor.raw_data)
+        onnx.external_data_helper.set_external_data(tensor, f"{tensor.name}/w.bin", 0, 8)
+        tensor.ClearField("raw_data")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    config = {"name": "r", "model": {"onnx": "m.onnx"}, **QUICK}
+
+    def digest() -> str:
+        return run(validate(config, base=tmp_path), runs=tmp_path / "runs", base=tmp_path).candidate("model").digest
+
+    first = digest()
+    (tmp_path / "a/w.bin").write_bytes(np.full(2, 5, np.float32).tobytes())
+    assert digest() != first
+
+
+def test_files_named_in_arguments_count_with_their_content(tmp_path: Path) -> None:
+    """A reader that takes a path as an argument is made again when the file behind it changes."""
+    (tmp_path / "mine.py").write_text("def batches(path): ...\n")
+    (tmp_path / "samples.bin").write_bytes(b"1")
+    data = EntryData(entry="mine:batches", args={"path": "samples.bin", "other": "no file"})
+
+    def key() -> dict[str, Any]:
+        with search_path(tmp_path):
+            return fingerprint(data)
+
+    first = key()
+    assert key() == first
+    (tmp_path / "samples.bin").write_bytes(b"2")
+    assert key() != first
+    json.dumps(first)
+
+
+def test_figures_from_seen_samples_are_called_optimistic(folder: Path) -> None:
+    """Measuring on the calibration samples, or on nothing, is said in the report."""
+    same = ran(folder, {"data": {"calibration": {"npz": "calib.npz"}, "evaluation": {"npz": "calib.npz"}}})
+    assert any("optimistic" in text for text in same.warnings)
+    none = ran(folder, {"name": "none", "data": {}})
+    assert any("no evaluation data" in text for text in none.warnings)
+    assert not [text for text in ran(folder, {}).warnings if "optimistic" in text or "no evaluation" in text]
+
+
+def test_a_report_says_when_and_of_what(folder: Path) -> None:
+    """A year later the report still names the day and the digests of everything that went in."""
+    report = ran(folder, {})
+    assert report.finished[:2] == "20"
+    assert set(report.inputs) == {"source", "data.calibration", "data.evaluation"}
+    assert str(folder) not in json.dumps(report.inputs)
+
+
+def test_notes_beside_a_run_are_kept_and_foreign_folders_refused(folder: Path) -> None:
+    """A run replaces what runs left, never what somebody else put there."""
+    ran(folder, {})
+    (folder / "runs/r/notes.txt").write_text("keep")
+    ran(folder, {"variants": {"other": []}})
+    assert (folder / "runs/r/notes.txt").read_text() == "keep"
+    assert sorted(path.name for path in (folder / "runs/r/variants").iterdir()) == ["other"]
+    (folder / "runs/foreign").mkdir()
+    (folder / "runs/foreign/x").write_text("mine")
+    with pytest.raises(StoreError, match="not a run's"):
+        ran(folder, {"name": "foreign"})
