@@ -146,7 +146,7 @@ def build_network(architecture: Architecture, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         try:
             network = factory(**architecture.args)
-        except Exception as e:  # a user's factory may raise anything
+        except (Exception, SystemExit) as e:  # a user's factory may raise anything
             raise ModelError(
                 f"the factory failed: {type(e).__name__}: {e}",
                 where=architecture.factory,
@@ -180,7 +180,7 @@ def run_network(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, .
     """
     try:
         value = network(*inputs)
-    except Exception as e:  # a user's forward may raise anything
+    except (Exception, SystemExit) as e:  # a user's forward may raise anything
         raise ModelError(
             f"the network fails on its inputs: {type(e).__name__}: {str(e).strip().partition(chr(10))[0]}",
             where=type(network).__name__,

@@ -26,6 +26,8 @@ _RESAVE = (
 def load_weights(network: nn.Module, path: Path) -> str | None:
     """Load a state dict into ``network``; every key and shape must fit.
 
+    Of weights that the network ties, one name is enough: ``safetensors.torch.save_model`` drops the others.
+
     Returns:
         The prefix that all keys had and the network's do not, such as ``module.``; None if the keys fitted as they are.
 
@@ -38,8 +40,13 @@ def load_weights(network: nn.Module, path: Path) -> str | None:
         (p for p in _PREFIXES if state and all(k.startswith(p) for k in state) and not set(state) & set(own)), ""
     )
     state = {name.removeprefix(prefix): value for name, value in state.items()}
+    loaded = {_place(value) for name, value in own.items() if name in state}
     # BatchNorm's counter is no weight, and checkpoints from before torch 0.4.1 do not have it.
-    missing = [name for name in own if name not in state and not name.endswith(".num_batches_tracked")]
+    missing = [
+        name
+        for name, value in own.items()
+        if name not in state and _place(value) not in loaded and not name.endswith(".num_batches_tracked")
+    ]
     unexpected = [name for name in state if name not in own]
     if missing or unexpected:
         near = did_you_mean(unexpected[0], missing) if unexpected and missing else None
@@ -112,6 +119,11 @@ def _state_dict(value: object, path: Path) -> dict[str, Tensor]:
         want=f"names and tensors, alone or under {' or '.join(map(repr, _WRAPPERS))}",
         fix=_RESAVE,
     )
+
+
+def _place(value: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are one and the same memory; different for empty tensors, which have none."""
+    return (value.data_ptr(), value.shape, value.stride()) if value.numel() else (id(value),)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_models
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 from torch_models import Bench, source
 
@@ -232,3 +232,48 @@ def test_outputs_of_any_structure_come_in_order() -> None:
         run_network(Text(), (x,))
     with pytest.raises(ModelError, match="fails on its inputs"):
         run_network(torch_models.linear(), (torch.zeros(2, 5),))
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+
+
+def test_one_name_of_tied_weights_is_enough(tmp_path: Path) -> None:
+    """`save_model` of safetensors drops the other names; both layers get the weight, unless they are not tied."""
+    source_network, network = Tied(), Tied()
+    save_model(source_network, tmp_path / "tied.safetensors")
+    assert len(load_file(tmp_path / "tied.safetensors")) == 1
+    load_weights(network, tmp_path / "tied.safetensors")
+    assert torch.equal(network.second.weight, source_network.first.weight)
+    assert network.first.weight is network.second.weight
+    untied = Tied()
+    untied.second.weight = nn.Parameter(untied.second.weight.detach().clone())
+    with pytest.raises(ModelError, match="their names differ"):
+        load_weights(untied, tmp_path / "tied.safetensors")
+
+
+class Exits(nn.Module):
+    """Ends the program."""
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        """As a script would."""
+        raise SystemExit(0)
+
+
+def test_users_code_cannot_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.exit` in a factory or a network is an error, not the end of the run with status 0."""
+
+    def leave() -> nn.Module:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(torch_models, "leave", leave, raising=False)
+    with pytest.raises(ModelError, match="the factory failed: SystemExit"):
+        build_network(Architecture("torch_models:leave", {}, "0", (IMAGE,)))
+    with pytest.raises(ModelError, match="fails on its inputs: SystemExit"):
+        run_network(Exits(), [torch.zeros(1)])
