@@ -41,7 +41,7 @@ def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int 
     Args:
         settings: Where the samples come from.
         specs: The model's inputs. One that has a fixed batch axis decides the batch size.
-        batch_size: Samples per batch; the last batch may be smaller. A callable decides its own.
+        batch_size: Samples per batch; the last batch may be smaller. A callable may give fewer.
         labels: Give the array ``labels`` with each batch.
 
     Raises:
@@ -56,4 +56,4 @@ def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int 
         case NpyData():
             return open_npy(settings, specs, batch_size=batch_size, labels=labels)
         case EntryData():
-            return open_entry(settings, specs, labels=labels)
+            return open_entry(settings, specs, batch_size=batch_size, labels=labels)

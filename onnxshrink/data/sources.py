@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count as numbers
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxshrink.config.data import EntryData
 from onnxshrink.core.errors import DataError, ShrinkError
@@ -16,17 +17,22 @@ from onnxshrink.core.importing import load_entry
 from onnxshrink.core.tensors import LABELS, Batch, TensorSpec, check_batch, did_you_mean
 from onnxshrink.data.batching import constant_inputs, fixed_batch, partial_batch, sample_count
 
+Rows: TypeAlias = NDArray[np.intp]
 
-def open_entry(settings: EntryData, specs: Sequence[TensorSpec], *, labels: bool = False) -> EntryReader:
+
+def open_entry(
+    settings: EntryData, specs: Sequence[TensorSpec], *, batch_size: int, labels: bool = False
+) -> EntryReader:
     """Open what the user's callable returns as samples.
 
     The callable is called anew for each pass. It returns an iterable of mappings from array name to array, samples on
     axis 0, or an object with ``get_next()`` that gives such mappings and None at the end. The batches are the user's:
-    they are checked, and cut only by ``max_samples`` and `EntryReader.shard`. The first batch is looked at here.
+    they are checked, and cut into at most ``batch_size`` samples, but never merged. The first batch is looked at here.
 
     Args:
         settings: Callable, its arguments, renamings and number of samples.
-        specs: The model's inputs.
+        specs: The model's inputs. One that has a fixed batch axis decides the batch size.
+        batch_size: Most samples in a batch, so that one giant batch of the user's is not run at once.
         labels: Give the array ``labels`` with each batch.
 
     Raises:
@@ -41,7 +47,8 @@ def open_entry(settings: EntryData, specs: Sequence[TensorSpec], *, labels: bool
             fix=f"let the callable choose: `args: {{split: {settings.split}}}`",
         )
     make = load_entry(settings.entry)
-    reader = EntryReader(_Passes(settings, lambda: make(**settings.args)), specs, settings.max_samples, labels=labels)
+    passes = _Passes(settings, lambda: make(**settings.args))
+    reader = EntryReader(passes, specs, settings.max_samples, batch_size=batch_size, labels=labels)
     if next(iter(reader), None) is None:
         raise DataError("there are no samples", where=settings.entry, want="at least one batch")
     return reader
@@ -54,6 +61,7 @@ class EntryReader:
         passes: Gives the user's batches, from the start each time.
         specs: The model's inputs.
         max_samples: Stop after this many samples.
+        batch_size: Most samples in a batch where the model takes any number.
         labels: Give labels with each batch.
         shard: Number of this shard, and of all shards.
     """
@@ -64,12 +72,14 @@ class EntryReader:
         specs: Sequence[TensorSpec],
         max_samples: int | None,
         *,
+        batch_size: int,
         labels: bool,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         self._passes = passes
         self._specs = tuple(specs)
         self._max_samples = max_samples
+        self._batch_size = batch_size
         self._labels = labels
         self._shard = shard
         self._length: int | None = None
@@ -99,9 +109,11 @@ class EntryReader:
         """
         outer, step = self._shard
         shard = (outer + step * index, step * count)
-        return type(self)(self._passes, self._specs, self._max_samples, labels=self._labels, shard=shard)
+        return type(self)(
+            self._passes, self._specs, self._max_samples, batch_size=self._batch_size, labels=self._labels, shard=shard
+        )
 
-    def _numbered(self) -> Iterator[tuple[Sequence[int], Batch]]:
+    def _numbered(self) -> Iterator[tuple[Rows, Batch]]:
         """The batches of this shard, each with the numbers that its samples have in the whole pass."""
         index, count = self._shard
         start = 0
@@ -110,13 +122,14 @@ class EntryReader:
             constants = constant_inputs(self._specs, batch)
             n_given = sample_count({name: a for name, a in batch.items() if name not in constants}, where=self.where)
             n_taken = n_given if self._max_samples is None else min(n_given, self._max_samples - start)
-            group = fixed_batch(self._specs, constants, where=self.where) or 1
+            fixed = fixed_batch(self._specs, constants, where=self.where)
+            group = fixed or 1
             if n_taken % group:
                 raise partial_batch(start + n_taken, group, where=self.where)
             rows = np.arange(n_taken)
             rows = rows[(start + rows) // group % count == index]
-            if rows.size:
-                yield start + rows, {name: a if name in constants else a[rows] for name, a in batch.items()}
+            for part in _parts(rows, fixed or self._batch_size):
+                yield start + part, {name: a if name in constants else a[part] for name, a in batch.items()}
             start += n_given
             if start == self._max_samples or n_taken < n_given:
                 return
@@ -229,10 +242,14 @@ class _Passes:
             yield
         except ShrinkError:
             raise
-        except Exception as e:  # it is the user's code, and may raise anything
+        except (Exception, SystemExit) as e:  # it is the user's code, and may raise anything
             raise DataError(
                 f"the reader failed: {type(e).__name__}: {e}", where=self.where, fix="mend the callable"
             ) from e
+
+
+def _parts(rows: Rows, size: int) -> Iterator[Rows]:
+    return (rows[at : at + size] for at in range(0, len(rows), size))
 
 
 def _iterator_of(made: Any) -> Iterator[Any] | None:

@@ -237,3 +237,33 @@ def test_split_is_refused_for_a_callable(opened: Any) -> None:
     with pytest.raises(DataError, match="a callable has none") as caught:
         opened(lambda: batches(2), split="test")
     assert caught.value.fix == "let the callable choose: `args: {split: test}`"
+
+
+def test_a_giant_batch_is_cut(opened: Any) -> None:
+    """Batches hold at most the samples asked for, in the same order, so that memory follows from the batch size."""
+    reader = opened(lambda: batches(40, 3))
+    assert [len(batch["x"]) for batch in reader] == [16, 16, 8, 3]
+    assert numbers(reader) == list(range(43))
+    assert [len(batch["x"]) for batch in reader.shard(1, 2)] == [16, 4, 1]
+    assert numbers(reader.shard(1, 2)) == list(range(1, 43, 2))
+    assert len(reader) == 43
+
+
+def test_labels_and_constants_follow_a_cut_batch(opened: Any) -> None:
+    """Labels are cut with their samples; what holds no samples stays whole."""
+    given = [{**batch, "scale": np.float32(3)} for batch in batches(20)]
+    reader = opened(lambda: given, TensorSpec("scale", "float32", ()), X, labels=True)
+    first, second = reader
+    assert second["labels"].tolist() == second["x"][:, 0].tolist() == [16, 17, 18, 19]
+    assert first["scale"].item() == second["scale"].item() == 3
+
+
+def exits() -> None:
+    """A script that ends the program."""
+    raise SystemExit(0)
+
+
+def test_users_code_cannot_end_the_program(opened: Any) -> None:
+    """`sys.exit` in the user's callable is a failure as any other, not the end of the run with status 0."""
+    with pytest.raises(DataError, match="the reader failed: SystemExit"):
+        opened(exits)
