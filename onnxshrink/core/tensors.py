@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshrink.core.errors import DataError
+from onnxshrink.core.errors import DataError, ModelError
 
 Array: TypeAlias = NDArray[Any]
 Batch: TypeAlias = Mapping[str, Array]
@@ -63,6 +63,27 @@ class Form(Protocol):
 def describe(name: str, form: Form) -> str:
     """``'image' float64[8,3,96,96]``: an array in the words of error messages."""
     return f"{name!r} {form.dtype}[{','.join(map(str, form.shape))}]"
+
+
+def require_tensor(name: str, dtype: str, *, where: str) -> None:
+    """Refuse an input or output that is a sequence, a map or an optional.
+
+    Args:
+        name: Of the input or output.
+        dtype: A numpy dtype name; the type in ONNX's words for what is no tensor, such as ``seq(tensor(float))``.
+        where: What to call the model in messages.
+
+    Raises:
+        ModelError: It is no tensor.
+    """
+    if "(" in dtype:
+        raise ModelError(
+            f"{name!r} is no tensor, and nothing else can be compared",
+            where=where,
+            got=dtype,
+            want="a tensor",
+            fix="export without it (skl2onnx: options={'zipmap': False}), or cut it from the graph",
+        )
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str | None:

@@ -5,37 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import external_data_helper
+from onnx import external_data_helper, numpy_helper
 
 from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ModelError
-from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.core.tensors import Array, TensorSpec, require_tensor
 
 PROTOBUF_LIMIT_BYTES = (1 << 31) - (1 << 20)
 """Protobuf's 2 GiB, less some room; a larger model needs external data."""
 
 EXTERNAL_DATA_FILE = "model.onnx.data"
 
+_FIRST_IR_VERSION_WITH_CONSTANTS = 4  # before, every initializer had to be an input
+
 
 def load_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX model with all its weights.
 
+    Models of an IR version before 4 list every initializer as an input as well. They are read as version 4, without
+    those: later tools take an input for something that the caller gives.
+
     Raises:
         ModelError: The file is no ONNX model, or its external data is missing or too short.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        missing = sorted(str(file) for file in _external_files(model, path.parent) if not file.is_file())
-        if not missing:
-            external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except Exception as e:  # protobuf's DecodeError and onnx's checker errors share no base
-        raise ModelError(
-            f"the file cannot be read as an ONNX model: {str(e).strip().partition(chr(10))[0]}",
-            where=str(path),
-            got=f"{path.stat().st_size} bytes" if path.exists() else "nothing",
-            want="an ONNX model",
-        ) from e
+    model = _read(path)
+    missing = sorted(str(file) for file in _external_files(model, path.parent) if not file.is_file())
     if missing:
         raise ModelError(
             "external data of the ONNX model is missing",
@@ -44,8 +40,17 @@ def load_model(path: Path) -> onnx.ModelProto:
             want="the .onnx file with its data files beside it",
             fix="copy the data file that belongs to the model into the same folder, under its own name",
         )
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as e:  # onnx's checker errors and ValueError share no base
+        raise _unreadable(path, e) from e
     if not model.graph.node and not model.graph.output:
         raise ModelError("the ONNX model is empty", where=str(path), want="a graph with nodes and outputs")
+    if model.ir_version < _FIRST_IR_VERSION_WITH_CONSTANTS:
+        inputs = _given_inputs(model)
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = _FIRST_IR_VERSION_WITH_CONSTANTS
     return model
 
 
@@ -64,8 +69,29 @@ def save_model(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def external_files(path: Path) -> set[Path]:
-    """The files of external data that the model at ``path`` refers to, beside the model."""
-    return _external_files(onnx.load(str(path), load_external_data=False), path.parent)
+    """The files of external data that the model at ``path`` refers to, beside the model.
+
+    Raises:
+        ModelError: The file is no ONNX model.
+    """
+    return _external_files(_read(path), path.parent)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """The model without its external data."""
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as e:  # protobuf's DecodeError and OSError share no base
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the file cannot be read as an ONNX model: {str(error).strip().partition(chr(10))[0]}",
+        where=str(path),
+        got=f"{path.stat().st_size} bytes" if path.exists() else "nothing",
+        want="an ONNX model",
+    )
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:
@@ -74,14 +100,36 @@ def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:
 
 
 def input_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The model's inputs, less those that are initializers with a default."""
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    return tuple(_spec(value) for value in model.graph.input if value.name not in initializers)
+    """The model's inputs, less those that are initializers with a default.
+
+    Raises:
+        ModelError: One is no tensor.
+    """
+    return tuple(map(_spec, _given_inputs(model)))
 
 
 def output_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The model's outputs."""
+    """The model's outputs.
+
+    Raises:
+        ModelError: One is no tensor.
+    """
     return tuple(map(_spec, model.graph.output))
+
+
+def constant_value(node: onnx.NodeProto) -> Array | None:
+    """The numbers that a Constant or ConstantOfShape node holds, in whichever attribute; None for any other node."""
+    if node.op_type not in ("Constant", "ConstantOfShape"):
+        return None
+    for attribute in node.attribute:
+        match attribute.name:
+            case "value":
+                return np.asarray(numpy_helper.to_array(attribute.t))
+            case "value_float" | "value_floats":
+                return np.asarray(onnx.helper.get_attribute_value(attribute), np.float32)
+            case "value_int" | "value_ints":
+                return np.asarray(onnx.helper.get_attribute_value(attribute), np.int64)
+    return None
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -99,11 +147,20 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(subgraph) if subgraph.node else ()
 
 
+def _given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initializers]
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.WhichOneof("value") or "tensor_type"
+    if kind != "tensor_type":
+        require_tensor(value.name, f"{kind.removesuffix('_type')}(...)", where="the graph's inputs and outputs")
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
     shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"dim_{axis}"
+        # Some exporters write -1 or 0 for an axis of any length.
+        dim.dim_value if dim.dim_value > 0 else dim.dim_param or f"dim_{axis}"
         for axis, dim in enumerate(tensor.shape.dim)
     )
     return TensorSpec(value.name, dtype, shape)

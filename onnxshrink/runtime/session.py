@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from onnxshrink.config.gates import Target
 from onnxshrink.core.errors import ModelError, ProviderError
-from onnxshrink.core.tensors import Array, Batch, TensorSpec
+from onnxshrink.core.tensors import Array, Batch, TensorSpec, require_tensor
 
 Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
 
@@ -100,15 +100,29 @@ class Session:
             Output name to array.
 
         Raises:
-            ModelError: ONNX Runtime refuses the batch.
+            ModelError: An input is missing, ONNX Runtime refuses the batch, or an input or output is no tensor.
         """
         names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
-        feed = {spec.name: np.ascontiguousarray(batch[spec.name]) for spec in self.inputs}
+        for spec in (*self.inputs, *(spec for spec in self.outputs if spec.name in names)):
+            require_tensor(spec.name, spec.dtype, where=self.name)
+        feed = self._feed(batch)
         try:
             values = self._session.run(names, feed)
         except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
             raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
         return dict(zip(names, values, strict=True))
+
+    def _feed(self, batch: Batch) -> dict[str, Array]:
+        missing = [str(spec) for spec in self.inputs if spec.name not in batch]
+        if missing:
+            raise ModelError(
+                "the batch has no array for an input of the model",
+                where=self.name,
+                got=", ".join(map(repr, batch)) or "no arrays",
+                want=", ".join(missing),
+                fix="give an array of that name",
+            )
+        return {spec.name: np.ascontiguousarray(batch[spec.name]) for spec in self.inputs}
 
     def bind(self, batch: Batch) -> ort.IOBinding:
         """Inputs and outputs bound once, for inference without copies between host and device.
@@ -117,9 +131,8 @@ class Session:
         """
         binding = self._session.io_binding()
         device = "cuda" if self.target.provider == "cuda" else "cpu"
-        for spec in self.inputs:
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch[spec.name]), device, 0)
-            binding.bind_ortvalue_input(spec.name, value)
+        for name, array in self._feed(batch).items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
         for spec in self.outputs:
             binding.bind_output(spec.name, device)
         binding.synchronize_inputs()
@@ -166,9 +179,11 @@ def refuse_fallback(wanted: str, got: Sequence[str], *, where: str) -> None:
 
 
 def _spec(argument: Any) -> TensorSpec:
-    element = argument.type.removeprefix("tensor(").removesuffix(")")
+    kind = argument.type
+    element = kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
     shape = tuple(
-        dim if isinstance(dim, (int, str)) else f"dim_{axis}" for axis, dim in enumerate(argument.shape or ())
+        dim if isinstance(dim, str) or (isinstance(dim, int) and dim > 0) else f"dim_{axis}"
+        for axis, dim in enumerate(argument.shape or ())
     )
     return TensorSpec(argument.name, _DTYPES.get(element, element), shape)
 

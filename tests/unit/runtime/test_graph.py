@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -92,3 +93,71 @@ def test_the_opset_is_that_of_the_default_domain() -> None:
     del model.opset_import[:]
     model.opset_import.extend([helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("ai.onnx", 19)])
     assert graph.opset_of(model) == 19
+
+
+@pytest.mark.parametrize("content", [b"no model" * 9, None])
+def test_external_files_of_a_broken_model_are_our_error(tmp_path: Path, content: bytes | None) -> None:
+    """Damaged or absent: the error is ours and names the path."""
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match="cannot be read as an ONNX model") as error:
+        graph.external_files(path)
+    assert error.value.where == str(path)
+
+
+def test_a_model_of_ir_version_3_loses_its_initializers_as_inputs(tmp_path: Path) -> None:
+    """Old exporters had to list weights as inputs; what is loaded has only real inputs, and is valid."""
+    model = add_model()
+    model.ir_version = 3
+    onnx.save(model, tmp_path / "old.onnx")
+    loaded = graph.load_model(tmp_path / "old.onnx")
+    assert [value.name for value in loaded.graph.input] == ["x"]
+    assert loaded.ir_version == 4
+    assert loaded.graph.initializer == model.graph.initializer
+    onnx.checker.check_model(loaded, full_check=True)
+
+
+@pytest.mark.parametrize("length", [-1, 0])
+def test_an_axis_of_no_length_is_dynamic(length: int) -> None:
+    """Some exporters write -1 where the axis has any length."""
+    model = add_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = length
+    assert graph.input_specs(model) == (TensorSpec("x", "float32", ("dim_0", 512)),)
+
+
+def test_a_sequence_is_refused_by_name() -> None:
+    """The interface of a model that gives a sequence cannot be told in arrays."""
+    model = add_model()
+    model.graph.output.append(helper.make_tensor_sequence_value_info("many", TensorProto.FLOAT, None))
+    with pytest.raises(ModelError, match=r"(?s)'many' is no tensor.*sequence"):
+        graph.output_specs(model)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"value": numpy_helper.from_array(np.float64([1.5]))}, np.float64([1.5])),
+        ({"value_float": 1.5}, np.float32(1.5)),
+        ({"value_floats": [1.5, 2.0]}, np.float32([1.5, 2])),
+        ({"value_int": -3}, np.int64(-3)),
+        ({"value_ints": [3, 4]}, np.int64([3, 4])),
+        ({"value_string": "text"}, None),
+    ],
+)
+def test_a_constant_is_read_from_any_attribute(attributes: dict[str, object], expected: np.ndarray | None) -> None:
+    """The numbers with the shape and dtype of ONNX's reference implementation; None for text and other operators."""
+    node = helper.make_node("Constant", [], ["c"], **attributes)
+    value = graph.constant_value(node)
+    if expected is None:
+        assert value is None
+        return
+    assert value is not None
+    theirs = onnx.reference.ReferenceEvaluator(node).run(None, {})[0]
+    assert (
+        (value.dtype, value.shape)
+        == (np.asarray(theirs).dtype, np.asarray(theirs).shape)
+        == (expected.dtype, expected.shape)
+    )
+    np.testing.assert_array_equal(value, expected)
+    assert graph.constant_value(helper.make_node("Relu", ["x"], ["y"])) is None

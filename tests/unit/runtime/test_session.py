@@ -136,3 +136,30 @@ def test_the_optimized_graph_can_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "basic.onnx"
     Session(twice(), optimization="basic", save_optimized=path)
     assert {node.op_type for node in onnx.load(path).graph.node} == {"Add", "Neg"}
+
+
+def test_a_missing_input_is_our_error() -> None:
+    """The error names what the batch lacks and what it has."""
+    with pytest.raises(ModelError, match=r"(?s)no array for an input.*'image'.*'x' float32") as error:
+        Session(twice(), name="mine").run({"image": np.zeros((1, 3), np.float32)})
+    assert error.value.where == "mine"
+
+
+def test_a_sequence_output_is_refused_where_it_is_asked_for() -> None:
+    """A sequence cannot be compared; the model's tensors can."""
+    model = onnx.load_from_string(twice())
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["y", "z"], ["both"]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("both", TensorProto.FLOAT, None))
+    session = Session(model.SerializeToString())
+    batch = {"x": np.zeros((1, 3), np.float32)}
+    assert list(session.run(batch, ["y"])) == ["y"]
+    with pytest.raises(ModelError, match="'both' is no tensor"):
+        session.run(batch)
+
+
+def test_an_axis_of_no_length_is_dynamic_in_a_session() -> None:
+    """An axis that is written as -1 or 0 gets a name."""
+    for length in (-1, 0):
+        model = onnx.load_from_string(twice())
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = length
+        assert Session(model.SerializeToString()).inputs == (TensorSpec("x", "float32", ("dim_0", 3)),)
