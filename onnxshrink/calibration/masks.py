@@ -11,6 +11,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxshrink.core.tensors import Array
+from onnxshrink.runtime.graph import constant_value
+
 # Operators that hand a mark on. Others either end it (Softmax) or are no part of a mask.
 _CARRIERS = {
     "Add", "Cast", "Concat", "Expand", "Gather", "GatherElements", "GatherND", "Identity", "Mul", "Reshape", "Slice",
@@ -35,15 +38,14 @@ def masked_tensors(model: onnx.ModelProto) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
     for tensor in model.graph.initializer:
-        _mark(reasons, tensor.name, tensor)
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+            _mark(reasons, tensor.name, numpy_helper.to_array(tensor))
     marked = set(reasons)
     used: set[str] = set()
     for node in model.graph.node:
-        if node.op_type in ("Constant", "ConstantOfShape"):
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    _mark(reasons, node.output[0], attribute.t)
-                    marked |= {node.output[0]} & set(reasons)
+        if (value := constant_value(node)) is not None:
+            _mark(reasons, node.output[0], value)
+            marked |= {node.output[0]} & set(reasons)
         elif node.op_type in _CARRIERS:
             source = next((name for name in node.input if name in reasons), None)
             if source is not None:
@@ -52,11 +54,8 @@ def masked_tensors(model: onnx.ModelProto) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if name in used or name not in marked}
 
 
-def _mark(reasons: dict[str, str], name: str, tensor: onnx.TensorProto) -> None:
-    if tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-        return
-    values = numpy_helper.to_array(tensor)
-    if values.size == 0:
+def _mark(reasons: dict[str, str], name: str, values: Array) -> None:
+    if values.size == 0 or values.dtype not in (np.float32, np.float64):
         return
     lo, hi = float(np.min(values)), float(np.max(values))
     extreme = lo if -lo > hi else hi

@@ -11,6 +11,8 @@ from onnx import TensorProto, numpy_helper
 
 from onnxshrink.calibration.masks import masked_tensors
 from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES
+from onnxshrink.core.tensors import Array
+from onnxshrink.runtime.graph import constant_value
 from onnxshrink.runtime.session import Session
 
 _SAME_VALUES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
@@ -151,7 +153,10 @@ def _clip_inputs(node: onnx.NodeProto) -> list[tuple[str, float]]:
 
 def _constant(name: str, model: onnx.ModelProto) -> float | None:
     tensor = next((tensor for tensor in model.graph.initializer if tensor.name == name), None)
-    if tensor is None:
-        values = (a.t for n in model.graph.node if n.op_type == "Constant" and n.output[0] == name for a in n.attribute)
-        tensor = next(values, None)
-    return None if tensor is None else float(numpy_helper.to_array(tensor).reshape(-1)[0])
+    if tensor is not None:
+        value: Array | None = numpy_helper.to_array(tensor)
+    else:
+        value = next(
+            (constant_value(n) for n in model.graph.node if n.op_type == "Constant" and name in n.output), None
+        )
+    return None if value is None else float(value.reshape(-1)[0])

@@ -22,7 +22,7 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from onnxshrink.calibration import parts
 from onnxshrink.calibration.calibrate import Calibration, load_calibration, observe_all, ranges_of, save_calibration
 from onnxshrink.calibration.masks import masked_tensors
-from onnxshrink.calibration.observe import observed_model, plan_of, tensors_to_calibrate
+from onnxshrink.calibration.observe import Derived, observed_model, plan_of, tensors_to_calibrate
 from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.core.errors import DataError, ModelError
@@ -329,3 +329,23 @@ def test_calibrated_tensors_are_in_graph_order() -> None:
     """The selection is ordered by the graph, not by a set's whim."""
     names = tensors_to_calibrate(prepare(nets.cnn(), where="test"))
     assert names == ("x", "c1", "r1", "c2", "k2", "c3", "a3", "p", "f", "y")
+
+
+def test_bounds_and_marks_are_read_from_any_attribute() -> None:
+    """Constants that hold their number in ``value_float`` bound a Clip, and mark a mask, as any other."""
+    nodes = [
+        helper.make_node("Constant", [], ["lo"], value_float=0.0),
+        helper.make_node("Constant", [], ["hi"], value_floats=[6.0]),
+        helper.make_node("Squeeze", ["hi"], ["six"]),
+        helper.make_node("Constant", [], ["mark"], value_float=-1e9),
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Clip", ["a", "lo"], ["c"], name="clip"),
+        helper.make_node("Clip", ["c", "lo", "six"], ["d"], name="computed"),
+        helper.make_node("Mul", ["d", "mark"], ["m"], name="mask"),
+        helper.make_node("MatMul", ["m", "w"], ["y"], name="last"),
+    ]
+    model = nets.model_of(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, {"w": np.eye(4, dtype=np.float32)})
+    plan = plan_of(prepare(model, where="test"))
+    assert Derived("c", "a", lo=0.0) in plan.derived
+    assert "m" in plan.masked
+    assert "d" not in [rule.name for rule in plan.derived]
