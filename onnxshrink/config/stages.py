@@ -190,13 +190,40 @@ class QuantizeDynamic(StageSettings):
     """Names of nodes to leave in float. A name that matches nothing is an error."""
 
 
+class QuantizeWeights(StageSettings):
+    """Only the weights in 4 or 8 bits, in blocks with a scale each: the file shrinks, activations stay in float."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+
+    kind: Literal["quantize_weights"] = "quantize_weights"
+    bits: Literal[4, 8] = 4
+    """Bits of a weight."""
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    """Weights that share a scale; smaller blocks are nearer the float weights and cost bytes."""
+    activations: Literal["float", "int8"] = "int8"
+    """`int8` lets MatMul round its activations block by block: much faster, little less exact."""
+    op_types: tuple[str, ...] | None = None
+    """Quantize only these operator types; None takes Conv, ConvTranspose, Gather, Gemm, MatMul."""
+    exclude_nodes: tuple[str, ...] = ()
+    """Names of nodes whose weights stay as they are. A name that matches nothing is an error."""
+
+
 Stage: TypeAlias = Annotated[
-    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic,
+    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic | QuantizeWeights,
     Field(discriminator="kind"),
 ]
 """What a config may list."""
 
 AnyStage: TypeAlias = (
-    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic | Calibrate
+    Distill
+    | PruneChannels
+    | Finetune
+    | Export
+    | Optimize
+    | QuantizeStatic
+    | QuantizeDynamic
+    | QuantizeWeights
+    | Calibrate
 )
 """What the pipeline can run: the config's stages, and those that they derive."""

@@ -15,6 +15,7 @@ from onnxshrink.config.stages import (
     PruneChannels,
     QuantizeDynamic,
     QuantizeStatic,
+    QuantizeWeights,
 )
 from onnxshrink.stages.context import Context, Work
 
@@ -60,5 +61,9 @@ def work_of(stage: AnyStage) -> Work:
             from onnxshrink.stages.quantize_dynamic import quantize_dynamic
 
             return partial(quantize_dynamic, stage)
+        case QuantizeWeights():
+            from onnxshrink.stages.quantize_weights import quantize_weights
+
+            return partial(quantize_weights, stage)
         case _:
             assert_never(stage)
