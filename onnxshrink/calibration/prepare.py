@@ -46,6 +46,7 @@ def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
         )
     opset = opset_of(model)
     if opset < MIN_OPSET:
+        metadata = {node.name: node.metadata_props for node in model.graph.node if node.name}
         try:
             model = version_converter.convert_version(model, MIN_OPSET)
         except Exception as e:  # the converter raises RuntimeError and its own ConvertError, which share no base
@@ -55,6 +56,8 @@ def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
                 want=f"opset {MIN_OPSET} or later",
                 fix="export the model again with a later opset",
             ) from e
+        for node in model.graph.node:  # the converter forgets what is noted at the nodes
+            node.metadata_props.extend(metadata.get(node.name, ()))
     try:
         model = onnx.shape_inference.infer_shapes(model)
     except onnx.shape_inference.InferenceError as e:

@@ -19,6 +19,7 @@ from onnxshrink.runtime.parity import AXIS_LENGTHS, axis_lengths, random_batch, 
 from onnxshrink.runtime.quiet import quiet
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.origins import record_origins
 from onnxshrink.stages.passes import (
     PASSES,
     SAFE_ON_QUANTIZED,
@@ -61,10 +62,10 @@ def optimize(settings: Optimize, source: Artifact, out: Path, ctx: Context) -> F
     """Run the passes in order; what fails, breaks the graph or changes the numbers is dropped, and the facts say so.
 
     The inputs and outputs keep their names, order, dtypes and axes, the model its opset, and every node gets a unique
-    name.
+    name and remembers the names of those that were fused into it.
 
     Returns:
-        Nodes and bytes before and after, and what each pass did.
+        Nodes and bytes before and after, what each pass did, and what the record of the old names takes.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model, or there is nothing to run it on.
@@ -73,6 +74,8 @@ def optimize(settings: Optimize, source: Artifact, out: Path, ctx: Context) -> F
     original = load_model(source.model_path)
     evidence = gather(original, ctx)
     model, facts = run_passes(original, evidence, settings.max_abs_error, ctx)
+    optimized_bytes = model.ByteSize()
+    record_origins(original, model)
     error = evidence.error(Session(save_model(model, out), optimization="disabled"))
     if not error <= settings.max_abs_error:
         changed = [fact["name"] for fact in facts if fact["outcome"] == "changed"]
@@ -89,6 +92,7 @@ def optimize(settings: Optimize, source: Artifact, out: Path, ctx: Context) -> F
         "max_error": error,
         "max_abs_error": settings.max_abs_error,
         "passes": facts,
+        "record_bytes": model.ByteSize() - optimized_bytes,
         "batch_norms_left": batch_norms_left(model),
         **_growth(original, model),
     }

@@ -10,31 +10,36 @@ import onnx
 
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.tensors import did_you_mean
+from onnxshrink.stages.origins import origins
 
 
 def excluded_nodes(names: Sequence[str], model: onnx.ModelProto, *, stage: str) -> dict[str, str]:
     """The nodes that the config leaves alone, each with that as its reason.
 
     Args:
-        names: The stage's ``exclude_nodes``.
+        names: The stage's ``exclude_nodes``: names in ``model``, or in the model that it was optimized from.
         model: A prepared model: every node has a name.
         stage: The stage's kind, for the message.
 
     Raises:
         ConfigError: No node has one of the names.
     """
-    known = [node.name for node in model.graph.node]
+    known = {node.name: [node.name] for node in model.graph.node}
+    fused = {name: nodes for name, nodes in origins(model).items() if name not in known}
+    excluded: dict[str, str] = {}
     for name in names:
-        if name not in known:
+        if name not in known and name not in fused:
             raise ConfigError(
                 f"there is no node {name!r} to exclude",
                 where=f"{stage}.exclude_nodes",
                 got=name,
-                want="the name of a node, such as " + ", ".join(map(repr, known[:5])),
-                fix=did_you_mean(name, known)
+                want="the name of a node, such as " + ", ".join(map(repr, list(known)[:5])),
+                fix=did_you_mean(name, [*known, *fused])
                 or "take the name from the optimized model; unnamed nodes are <type>_<place>",
             )
-    return dict.fromkeys(names, "excluded in the config")
+        reason = "excluded in the config" + (f" as {name!r}" if name in fused else "")
+        excluded |= dict.fromkeys((known | fused)[name], reason)
+    return excluded
 
 
 def chosen_op_types(
