@@ -40,6 +40,7 @@ class Granularity(StrEnum):
 class Types(StrEnum):
     """Choices of ``--types``: activations, weights."""
 
+    auto = "auto"
     u8s8 = "u8s8"
     s8s8 = "s8s8"
     u8u8 = "u8u8"
@@ -59,6 +60,22 @@ class Method(StrEnum):
     percentile = "percentile"
     entropy = "entropy"
     mse = "mse"
+
+
+class Provider(StrEnum):
+    """Choices of ``--provider``."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Level(StrEnum):
+    """Choices of ``--optimization``."""
+
+    disabled = "disabled"
+    basic = "basic"
+    extended = "extended"
+    all = "all"
 
 
 @app.callback(invoke_without_command=True)
@@ -106,7 +123,7 @@ def quantize(
     granularity: Annotated[
         Granularity, typer.Option(help="One scale per tensor, or per channel.")
     ] = Granularity.per_channel,
-    types: Annotated[Types, typer.Option(help="Types of activations and weights.")] = Types.u8s8,
+    types: Annotated[Types, typer.Option(help="Of activations and weights; auto suits this machine.")] = Types.auto,
     format_: Annotated[Format, typer.Option("--format", help="How the file says int8.")] = Format.qdq,
     method: Annotated[Method, typer.Option(help="How ranges follow from the samples.")] = Method.minmax,
     exclude: Annotated[
@@ -165,6 +182,29 @@ def compare(
         report = compare_models(reference, candidate, data, metric=metric, gates=given, threads=threads, events=events)
     _show(report, console, as_json=as_json)
     return 0 if report.winner else 1
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="An ONNX model.")],
+    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.cpu,
+    data: Annotated[Path | None, typer.Option(help="Samples: an .npz that gives dynamic axes their lengths.")] = None,
+    optimization: Annotated[Level, typer.Option(help="Optimization level of the session.")] = Level.all,
+    *,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an ONNX model is, which share of it runs in integers, and what keeps the rest in float."""
+    from rich.console import Console
+
+    from onnxshrink.config.gates import Target
+    from onnxshrink.report.inspection import inspect_model, print_inspection
+
+    found = inspect_model(model, Target(provider=provider.value), data=data, optimization=optimization.value)
+    if as_json:
+        sys.stdout.write(found.to_json())
+    else:
+        print_inspection(found, Console(quiet=quiet))
 
 
 @app.command()

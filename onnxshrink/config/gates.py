@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from onnxshrink.config.base import Model, SizeBytes
+from onnxshrink.config.base import Model, Ratio, SizeBytes
 
 
 class Target(Model):
@@ -44,6 +44,8 @@ class Gates(Model):
     """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Largest p50 latency in milliseconds."""
+    min_integer_coverage: Ratio | None = None
+    """Smallest share of the multiply-accumulates that must run in integer kernels; 1.0 is all of them."""
     strict: bool = False
     """Let an inconclusive gate fail."""
 

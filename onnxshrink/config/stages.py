@@ -12,6 +12,9 @@ from onnxshrink.core.artifact import Kind
 
 CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 
+Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
+"""What a processor multiplies bytes with; x86_avx2 is any x86 processor without VNNI."""
+
 
 class StageSettings(Model):
     """What the pipeline needs to know of a stage: what flows in and out, and which data it reads."""
@@ -153,8 +156,10 @@ class QuantizeStatic(StageSettings):
     kind: Literal["quantize_static"] = "quantize_static"
     granularity: Literal["per_tensor", "per_channel"] = "per_channel"
     """One scale for each weight tensor, or one for each of its output channels."""
-    types: Literal["u8s8", "s8s8", "u8u8"] = "u8s8"
-    """Activation and weight types; `u8s8` is the fastest on x86."""
+    types: Literal["auto", "u8s8", "s8s8", "u8u8"] = "auto"
+    """Activation and weight types; `auto` takes those that suit `isa`: u8s8 on x86, s8s8 on arm64."""
+    isa: Literal["auto"] | Isa = "auto"
+    """Instruction set of the processor the model is for; `auto` is that of this machine."""
     format: Literal["qdq", "qoperator"] = "qdq"
     """QuantizeLinear/DequantizeLinear pairs that the runtime fuses, or integer operators in the file itself."""
     method: CalibrationMethod = "minmax"

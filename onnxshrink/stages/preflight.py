@@ -5,11 +5,12 @@ from __future__ import annotations
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import Distill, Finetune
+from onnxshrink.config.stages import Distill, Finetune, QuantizeStatic
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import require_provider
 from onnxshrink.stages.memo import require_torch
 
@@ -22,6 +23,7 @@ def preflight(config: RunConfig) -> None:
     """
     stages = [stage for _, chain in config.branches() for stage in chain]
     require_torch({config.model.gives, *(stage.takes for stage in stages)}, "the model")
+    _refuse_misfits(config)
     for target in config.targets:
         require_provider(target)
     for entry in _entries(config):
@@ -39,6 +41,16 @@ def model_inputs(config: RunConfig) -> tuple[TensorSpec, ...]:
     if isinstance(config.model, FactorySource):
         return config.model.specs
     return input_specs(load_model(config.model.onnx))
+
+
+def _refuse_misfits(config: RunConfig) -> None:
+    """Raise where a target cannot run what a stage makes, before anything is made."""
+    for name, chain in config.branches():
+        for stage in chain:
+            for target in config.targets:
+                if isinstance(stage, QuantizeStatic):
+                    isa = detect_isa() if stage.isa == "auto" else stage.isa
+                    resolve_scheme(isa, target.provider, where=f"variants.{name}, on {target.name}")
 
 
 def _entries(config: RunConfig) -> list[str]:

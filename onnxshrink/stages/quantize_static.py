@@ -28,6 +28,7 @@ from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.runtime.graph import input_specs, load_model, opset_of, save_model
+from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
@@ -60,6 +61,9 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         DataError: The calibration samples do not fit.
         ModelError: The model is quantized already, computes in float16, or cannot be loaded when quantized.
     """
+    isa = detect_isa() if settings.isa == "auto" else settings.isa
+    scheme = resolve_scheme(isa, types=settings.types, format=settings.format, op_types=settings.op_types)
+    settings = settings.model_copy(update={"types": scheme.types})
     loaded = load_model(source.model_path)
     model = prepare(loaded, where=ctx.step)
     op_types = _op_types(settings)
@@ -67,6 +71,8 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     facts: Facts = {
         "granularity": settings.granularity,
         "types": settings.types,
+        "isa": isa,
+        "scheme": list(scheme.reasons),
         "format": settings.format,
         "method": settings.method,
         "opset_before": opset_of(loaded),
@@ -132,7 +138,7 @@ def quantized_model(
     Args:
         model: A prepared model; the quantizers change it in place.
         ranges: A range for every float activation that a node to be quantized reads or writes.
-        settings: Granularity, types, format, operator types, 7-bit weights.
+        settings: Granularity, types (not ``auto``), format, operator types, 7-bit weights.
         exclude: Names of nodes to leave in float.
     """
     activation_type, weight_type = _TYPES[settings.types]

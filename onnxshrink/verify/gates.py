@@ -43,6 +43,11 @@ _RULES = {
 }
 
 
+_GATES = (
+    "max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms", "min_integer_coverage",
+)  # fmt: skip
+
+
 def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) -> tuple[Verdict, ...]:
     """One verdict for each gate that is set and each target it is measured on.
 
@@ -58,13 +63,16 @@ def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) ->
         Verdicts in the order of the config's fields, then of the targets.
     """
     verdicts = []
-    for gate in ("max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms"):
+    for gate in _GATES:
         limit = getattr(gates, gate)
         if limit is None:
             continue
         for target in [None] if gate == "max_size" else [target.name for target in targets]:
             mine = [metric for metric in metrics if metric.target == target]
-            verdict = _judge_sqnr(limit, mine) if gate == "min_sqnr_db" else _judge_most(gate, limit, mine)
+            if gate == "min_integer_coverage":
+                verdict = _judge_coverage(limit, mine)
+            else:
+                verdict = _judge_sqnr(limit, mine) if gate == "min_sqnr_db" else _judge_most(gate, limit, mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
     return tuple(verdicts)
 
@@ -140,6 +148,19 @@ def _judge_sqnr(limit: float, metrics: Sequence[Metric]) -> Verdict:
     compared = "keeps" if value >= limit else "is below"
     reason = f"SQNR {value:.1f} dB of output {metric.output!r} {compared} the limit of {limit:g} dB"
     return Verdict(gate, limit, outcome, reason)
+
+
+def _judge_coverage(limit: float, metrics: Sequence[Metric]) -> Verdict:
+    """Exact, so never inconclusive; the metric's note names the largest float island and its cause."""
+    gate = "min_integer_coverage"
+    metric = next((metric for metric in metrics if metric.name == "integer_coverage"), None)
+    if metric is None or metric.value is None:
+        why = (metric and metric.note) or "it was not measured"
+        return Verdict(gate, limit, "failed", f"integer coverage has no value: {why}")
+    if metric.value >= limit:
+        return Verdict(gate, limit, "passed", f"integer coverage {metric.value:.1%} keeps the limit of {limit:.1%}")
+    found = f"integer coverage {metric.value:.1%} is below the limit of {limit:.1%}"
+    return Verdict(gate, limit, "failed", f"{found}: {metric.note or 'nothing in the model is quantized'}")
 
 
 def _strict(verdict: Verdict) -> Verdict:

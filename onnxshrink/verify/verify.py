@@ -20,8 +20,10 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
+from onnxshrink.verify.coverage import coverage_metric, is_quantized
 from onnxshrink.verify.drift import measure_drift
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
@@ -55,7 +57,7 @@ def measure_quality(
     config: RunConfig,
     events: Events,
 ) -> Quality:
-    """Footprint, and on each target drift from the reference (variants only) and accuracy.
+    """Footprint, and on each target integer coverage, drift from the reference (variants only) and accuracy.
 
     Equal arguments give equal results on one machine.
 
@@ -74,6 +76,8 @@ def measure_quality(
         ProviderError: A target's provider is not there.
     """
     metrics, scores = list(measure_footprint(artifact.model_path)), {}
+    if role != "original":
+        metrics += _coverage(artifact, config)
     data = config.data.evaluation
     if data is None:
         return Quality(tuple(metrics))
@@ -164,6 +168,15 @@ def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: i
         else batch[spec.name]
         for spec in specs
     }
+
+
+def _coverage(artifact: Artifact, config: RunConfig) -> list[Metric]:
+    """Integer coverage on each target, with the shapes of one sample."""
+    model = load_model(artifact.model_path)
+    if not is_quantized(model):
+        return [Metric("integer_coverage", 0.0, "ratio", target=target.name) for target in config.targets]
+    batch = latency_batch(config, input_specs(model), 1)
+    return [coverage_metric(artifact.model_path, target, batch) for target in config.targets]
 
 
 def _opener(artifact: Artifact, target: Target, config: RunConfig) -> Callable[[], Run]:

@@ -51,7 +51,8 @@ def test_strict_fails_what_is_not_proved() -> None:
 
 
 @pytest.mark.parametrize(
-    "gate", ["max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms"]
+    "gate",
+    ["max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms", "min_integer_coverage"],
 )
 def test_what_was_not_measured_fails(gate: str) -> None:
     """No metric, no pass."""
@@ -67,6 +68,18 @@ def test_a_value_that_is_not_finite_fails_with_its_note() -> None:
     sqnr = Metric("sqnr_db", None, "dB", target="cpu", output="y", note="candidate gives NaN")
     verdict = only(Gates(min_sqnr_db=1), sqnr)
     assert (verdict.outcome, "'y'" in verdict.reason) == ("failed", True)
+
+
+def test_integer_coverage_names_what_is_in_float() -> None:
+    """A share below the limit fails with the largest float island and its cause; at the limit it passes."""
+    cause = "the largest float island, 42% at 'conv': 'x' has 16 bits"
+    share = Metric("integer_coverage", 0.58, "ratio", target="cpu", note=cause)
+    verdict = only(Gates(min_integer_coverage=0.9), share)
+    assert verdict.outcome == "failed"
+    assert verdict.reason == f"integer coverage 58.0% is below the limit of 90.0%: {cause}"
+    assert only(Gates(min_integer_coverage=0.58), share).outcome == "passed"
+    nothing = Metric("integer_coverage", 0.0, "ratio", target="cpu")
+    assert "nothing in the model is quantized" in only(Gates(min_integer_coverage=0.5), nothing).reason
 
 
 def test_the_worst_output_decides_sqnr() -> None:

@@ -179,13 +179,14 @@ def test_quality_of_a_variant(tmp_path: Path, config: RunConfig) -> None:
 
 
 def test_without_data_only_the_file_is_weighed(tmp_path: Path, config: RunConfig) -> None:
-    """No evaluation data: no drift, no accuracy, and no failure."""
+    """No evaluation data: no drift, no accuracy, and no failure; of a float model nothing is integer."""
     model = artifact(tmp_path / "a", WEIGHT)
     bare = config.model_copy(update={"data": config.data.model_copy(update={"evaluation": None})})
     quality = measure_quality(
         name="v", role="variant", artifact=model, reference=model, original_scores=None, config=bare, events=Silent()
     )
-    assert {metric.name for metric in quality.metrics} == {"size_bytes", "compressed_bytes", "parameters"}
+    names = {metric.name for metric in quality.metrics}
+    assert names == {"size_bytes", "compressed_bytes", "parameters", "integer_coverage"}
     assert not quality.scores
 
 

@@ -1,0 +1,91 @@
+"""The command `inspect`: what an ONNX file is, what of it runs in integers, and clear errors."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_models as nets
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from onnxshrink.cli import app
+from onnxshrink.config.stages import QuantizeStatic
+from onnxshrink.core.errors import ConfigError, DataError, ModelError
+from onnxshrink.report.inspection import inspect_model, print_inspection
+from onnxshrink.stages.quantize_static import quantize_static
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attention in int8 with two nodes left out."""
+    folder = tmp_path_factory.mktemp("inspected")
+    net = nets.attention(mark=-100.0)
+    (folder / "out").mkdir()
+    context = nets.context_of(nets.ArrayReader(nets.samples_of(net, 8)), folder)
+    settings = QuantizeStatic(exclude_nodes=("query", "scores"), types="u8s8")
+    quantize_static(settings, nets.artifact_of(net, folder / "source"), folder / "out", context)
+    return folder / "out" / "model.onnx"
+
+
+def shown(path: Path, width: int = 80) -> str:
+    text = io.StringIO()
+    print_inspection(inspect_model(path), Console(file=text, width=width))
+    return text.getvalue()
+
+
+def test_everything_is_said_in_80_columns(model: Path) -> None:
+    """File, inputs, share, island, cause and change stand there, and no line is wider than the terminal."""
+    text = shown(model)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    for part in ("opset 17", "'x' float32[N,6,8]", "61.1% of 1,728", "38.9% of the MACs: 'query' and 1 more"):
+        assert part in words
+    assert "take it out of exclude_nodes" in words
+    assert "DequantizeLinear, QuantizeLinear" in words
+
+
+def test_json_is_all_of_it(model: Path) -> None:
+    """The command prints plain JSON with the ratio, every row, and each island's cause and change."""
+    result = CliRunner().invoke(app, ["inspect", str(model), "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    coverage = document["coverage"]
+    assert coverage["integer_coverage"] == pytest.approx(1056 / 1728)
+    assert sum(row["macs"] for row in coverage["rows"]) == coverage["macs"] == 1728
+    assert coverage["islands"][0]["nodes"] == ["query", "scores"]
+    assert all(island["cause"] and island["change"] for island in coverage["islands"])
+    assert document["inputs"][0]["name"] == "x"
+    assert document["size_bytes"] == model.stat().st_size
+
+
+def test_a_lower_level_is_looked_at_as_asked(model: Path) -> None:
+    """`--optimization basic` shows what a session of that level runs."""
+    result = CliRunner().invoke(app, ["inspect", str(model), "--optimization", "basic"])
+    assert "0.0% of 1,728" in " ".join(result.stdout.split())
+    assert "ORT_ENABLE_EXTENDED" in result.stdout
+
+
+def test_samples_give_the_lengths(tmp_path: Path) -> None:
+    """Dynamic axes have the length of the first sample of `--data`; samples that do not fit are an error."""
+    net = nets.cnn()
+    onnx.save(net, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", **nets.samples_of(net, 3))
+    np.savez(tmp_path / "wrong.npz", z=np.zeros((3, 4), np.float32))
+    macs = 16 * 16 * (8 * 3 * 9 + 8 * 9 + 8 * 8) + 80
+    assert inspect_model(tmp_path / "m.onnx", data=tmp_path / "d.npz").coverage.macs == macs
+    with pytest.raises(DataError):
+        inspect_model(tmp_path / "m.onnx", data=tmp_path / "wrong.npz")
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    """A missing file and a file of something else are the user's to fix, each in its words."""
+    with pytest.raises(ConfigError, match=r"no file .*gone\.onnx"):
+        inspect_model(tmp_path / "gone.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ModelError, match="cannot be read"):
+        inspect_model(tmp_path / "text.onnx")
