@@ -79,7 +79,7 @@ def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config")
         with search_path(base):
             return RunConfig.model_validate(document, context={"base": base})
     except ValidationError as e:
-        errors = [_explain(error, document, origin) for error in _plain(e.errors(include_url=False))]
+        errors = [_explain(error, document, origin) for error in _causes(_plain(e.errors(include_url=False)))]
         raise (errors[0] if len(errors) == 1 else ConfigErrors(errors)) from e
 
 
@@ -122,7 +122,7 @@ def _apply(document: Any, override: str) -> None:
             f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
         )
     try:
-        value = YAML(typ="rt").load(text)
+        value = YAML(typ="safe").load(text)  # plain values: they have no line in the file
     except YAMLError as e:
         raise ConfigError(f"the value of {override!r} is not valid YAML", where="--set", got=text, want="YAML") from e
     here: Any = document
@@ -140,6 +140,14 @@ def _apply(document: Any, override: str) -> None:
 def _item(here: Any, step: int | str, override: str, done: Sequence[int | str]) -> Any:
     if isinstance(here, list) and isinstance(step, int) and step < len(here):
         return here[step]
+    if isinstance(here, Mapping) and not here:
+        whole = _dotted(tuple(done))
+        raise ConfigError(
+            f"the override {override!r} changes an option that the config does not give",
+            where="--set",
+            got=f"no {whole} in the file",
+            fix=f"give all of it: --set '{whole}=…'",
+        )
     what = f"a list of {len(here)}" if isinstance(here, list) else f"the value {here!r}"
     raise ConfigError(
         f"the override {override!r} leads nowhere",
@@ -157,6 +165,20 @@ def _plain(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
         for error in errors
         if error["type"] != "too_short"
         or not any(len(loc) > len(error["loc"]) and loc[: len(error["loc"])] == error["loc"] for loc in wrong)
+    ]
+
+
+def _causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors, less missing options that are there under a misspelt name."""
+    misspelt = {
+        (error["loc"][:-1], did_you_mean(str(error["loc"][-1]), _keys_at(error["loc"][:-1])))
+        for error in errors
+        if error["type"] == "extra_forbidden"
+    }
+    return [
+        error
+        for error in errors
+        if error["type"] != "missing" or (error["loc"][:-1], f"did you mean {error['loc'][-1]!r}?") not in misspelt
     ]
 
 

@@ -82,12 +82,21 @@ class RunConfig(Model):
                     loc,
                     f"{stage.kind!r} takes {_a(stage.takes)} model and is given {_a(kind)} model",
                     f"a stage that takes {kind}",
-                    "put {kind: export} before it" if kind == "torch" else "move it before 'export'",
+                    self._order(stage, kind),
                 )
             for role in stage.needs:
                 if self.data.of(role) is None:
                     yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
             kind = stage.gives
+
+    def _order(self, stage: Stage, kind: Kind) -> str:
+        """What to do about a stage that is given the wrong kind of model."""
+        if kind == "torch":
+            exported = any(isinstance(other, Export) for other in self.stages)
+            return "move it behind {kind: export}" if exported else "put {kind: export} before it"
+        if self.model.gives != "torch":
+            return f"{stage.kind!r} needs a torch network as the source: model: {{factory: …, weights: …, inputs: …}}"
+        return "move it before {kind: export}"
 
     def _data_misfits(self) -> Iterator[PydanticCustomError]:
         evaluation = self.data.evaluation

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from onnxshrink.config.base import EntryPoint, FilePath, Model, Ratio
+from onnxshrink.config.base import Arguments, EntryPoint, FilePath, Model, Ratio
 from onnxshrink.config.data import Role
 from onnxshrink.core.artifact import Kind
 
@@ -16,8 +16,16 @@ Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
 """What a processor multiplies bytes with; x86_avx2 is any x86 processor without VNNI."""
 
 
+def _require_kind(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema what the union says in Python: a stage is told by its kind."""
+    schema["required"] = list(dict.fromkeys(["kind", *schema.get("required", [])]))
+    schema["properties"]["kind"]["description"] = "Which stage this is."
+
+
 class StageSettings(Model):
     """What the pipeline needs to know of a stage: what flows in and out, and which data it reads."""
+
+    model_config = ConfigDict(json_schema_extra=_require_kind)
 
     takes: ClassVar[Kind]
     gives: ClassVar[Kind]
@@ -46,7 +54,7 @@ class Teacher(Model):
 
     factory: EntryPoint
     """`package.module:function` that returns a `torch.nn.Module` with the student's inputs."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: FilePath | None = None
     """State dict of a trained teacher."""
@@ -136,6 +144,32 @@ class Optimize(StageSettings):
     """Largest difference allowed between input and result, relative to the largest output."""
 
 
+class Equalize(StageSettings):
+    """Cross-layer equalization: even ranges for the channels between Convs; the float function stays as it is."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+    uses: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["equalize"] = "equalize"
+    max_abs_error: float = Field(default=1e-4, gt=0)
+    """Largest difference allowed between input and result, relative to the largest output."""
+
+
+class SmoothQuant(StageSettings):
+    """SmoothQuant: outlier channels move from the input of a MatMul into its weights; the float function stays."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+    needs: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["smooth_quant"] = "smooth_quant"
+    alpha: Ratio | Literal["auto"] = "auto"
+    """Share of the outliers that moves; `auto` searches it, for each input, by the measured error of the outputs."""
+    max_abs_error: float = Field(default=1e-4, gt=0)
+    """Largest difference allowed between input and result, relative to the largest output."""
+
+
 class Calibrate(StageSettings):
     """Observe activations on the calibration data once; every quantize stage on the same model shares the result."""
 
@@ -215,7 +249,16 @@ class QuantizeWeights(StageSettings):
 
 
 Stage: TypeAlias = Annotated[
-    Distill | PruneChannels | Finetune | Export | Optimize | QuantizeStatic | QuantizeDynamic | QuantizeWeights,
+    Distill
+    | PruneChannels
+    | Finetune
+    | Export
+    | Optimize
+    | Equalize
+    | SmoothQuant
+    | QuantizeStatic
+    | QuantizeDynamic
+    | QuantizeWeights,
     Field(discriminator="kind"),
 ]
 """What a config may list."""
@@ -226,6 +269,8 @@ AnyStage: TypeAlias = (
     | Finetune
     | Export
     | Optimize
+    | Equalize
+    | SmoothQuant
     | QuantizeStatic
     | QuantizeDynamic
     | QuantizeWeights

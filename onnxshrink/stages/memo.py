@@ -179,9 +179,9 @@ def require_torch(kinds: set[Kind], what: str) -> None:
     for module, package in (("torch", "torch"), ("torch_pruning", "torch-pruning"), ("safetensors", "safetensors")):
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
-                f"{what!r} works on a torch network, and {package!r} is not installed",
+                f"{what!r} needs torch, and {package!r} is not installed",
                 want="the torch extra",
-                fix="pip install 'onnxshrink[torch]'",
+                fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors",
             )
 
 

@@ -43,7 +43,7 @@ def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
         raise DependencyError(
             f"a torch network is the source, and {e.name!r} is not installed",
             want="the torch extra",
-            fix="pip install 'onnxshrink[torch]'",
+            fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors",
         ) from e
     architecture = tm.Architecture.of(settings)
     network = tm.build_network(architecture, seed=seed)

@@ -161,6 +161,30 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     assert "'max_sise'" in str(error)
 
 
+def test_a_misspelt_option_is_not_called_missing_as_well(folder: Path) -> None:
+    """One mistake, one message."""
+    error = refused(folder, GOOD.replace("pruning_ratio: 0.3", "prunning_ratio: 0.3"))
+    assert not isinstance(error, ConfigErrors)
+    assert error.fix == "did you mean 'pruning_ratio'?"
+
+
+def test_the_fix_of_a_misplaced_stage_can_be_followed(folder: Path) -> None:
+    """Behind the export that is there, before an export that is not, or another source altogether."""
+    swapped = GOOD.replace("  - {kind: export}\n", "  - {kind: optimize}\n  - {kind: export}\n")
+    assert refused(folder, swapped).fix == "move it behind {kind: export}"
+    (folder / "m.onnx").write_bytes(b"x")
+    onnx_source = "model: {onnx: m.onnx}\ndata: {train: {npz: d.npz}}\nstages: [{kind: finetune}]\n"
+    assert "torch network as the source" in str(refused(folder, onnx_source).fix)
+
+
+def test_the_schema_asks_for_what_the_code_asks_for() -> None:
+    """An editor refuses a stage without a kind, as the command line does."""
+    import json
+
+    stages = json.loads(schema_text())["$defs"]
+    assert all("kind" in stages[name]["required"] for name in ("Distill", "Export", "QuantizeStatic"))
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [", "a: 1\na: 2\n", "\tx: 1\n"])
 def test_a_file_that_is_no_config_is_refused(folder: Path, text: str) -> None:
     """Empty files, lists, broken YAML and duplicate keys name the file."""
