@@ -9,6 +9,7 @@ from onnxshrink.config.stages import (
     AnyStage,
     Calibrate,
     Distill,
+    Equalize,
     Export,
     Finetune,
     Optimize,
@@ -16,13 +17,14 @@ from onnxshrink.config.stages import (
     QuantizeDynamic,
     QuantizeStatic,
     QuantizeWeights,
+    SmoothQuant,
 )
 from onnxshrink.stages.context import Context, Work
 
 __all__ = ["Context", "Work", "work_of"]
 
 
-def work_of(stage: AnyStage) -> Work:
+def work_of(stage: AnyStage) -> Work:  # noqa: C901 (a table has as many arms as rows)
     """The function that does a stage's work, its settings bound.
 
     Imports are local so that a run loads only the frameworks of the stages it has to run: a cached torch trunk costs no
@@ -53,6 +55,14 @@ def work_of(stage: AnyStage) -> Work:
             from onnxshrink.stages.calibrate import calibrate
 
             return partial(calibrate, stage)
+        case Equalize():
+            from onnxshrink.stages.equalize import equalize
+
+            return partial(equalize, stage)
+        case SmoothQuant():
+            from onnxshrink.stages.smooth_quant import smooth_quant
+
+            return partial(smooth_quant, stage)
         case QuantizeStatic():
             from onnxshrink.stages.quantize_static import quantize_static
 

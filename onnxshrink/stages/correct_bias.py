@@ -1,7 +1,7 @@
 """Bias correction: what rounding the weights adds to a node's mean output is taken out of its bias.
 
-Rounded weights shift the mean of each output channel by ``E[conv(x, rounded - weights)]``. The shift is a constant, so a
-bias cancels it: no node, no byte and no microsecond more. It is measured by running the difference of the weights as
+Rounded weights shift the mean of each output channel by ``E[conv(x, rounded - weights)]``. The shift is a constant, so
+a bias cancels it: no node, no byte and no microsecond more. It is measured by running the difference of the weights as
 a second node on the float model's own activations, so padding, strides and groups are taken as they are.
 
 Source: the idea and the name from Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
@@ -135,9 +135,9 @@ def _mean_shifts(
     rows = dict.fromkeys(sums, 0)
     for batch in reader:
         values = session.run(batch)
-        for node_name in sums:
-            per_row = values[f"{node_name}#shift"].reshape(-1, sums[node_name].size)
-            sums[node_name] += per_row.sum(axis=0, dtype=np.float64)
+        for node_name, total in sums.items():
+            per_row = values[f"{node_name}#shift"].reshape(-1, total.size)
+            np.add(total, per_row.sum(axis=0, dtype=np.float64), out=total)
             rows[node_name] += len(per_row)
     return {node_name: total / max(rows[node_name], 1) for node_name, total in sums.items()}
 
