@@ -11,9 +11,10 @@ from onnxshrink.config.source import FactorySource, InputSettings
 from onnxshrink.config.stages import Distill, Finetune, Teacher
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ModelError
+from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import count_parameters, load_network, read_architecture, save_network
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.training import check_labels, predict, read_samples, train
+from onnxshrink.stages.training import predict, read_samples, train
 
 
 def distill(settings: Distill, source: Artifact, out: Path, ctx: Context) -> Facts:
@@ -39,7 +40,8 @@ def learn(settings: Distill | Finetune, source: Artifact, out: Path, ctx: Contex
     )
     before = predict(network, samples)
     labels = samples.labels
-    check_labels(samples, classes=before.shape[1])
+    if labels is not None:
+        check_labels(labels.numpy(), n_samples=len(labels), n_classes=before.shape[1], where=samples.where)
     facts: Facts = {"samples": len(samples), "parameters": count_parameters(network)}
     taught: Tensor | None = None
     if teacher is not None:

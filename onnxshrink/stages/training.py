@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from onnxshrink.config.stages import Training
-from onnxshrink.core.errors import DataError, ModelError, TrainingError
+from onnxshrink.core.errors import ModelError, TrainingError
 from onnxshrink.core.tensors import LABELS, Array, TensorSpec
 from onnxshrink.data.batching import constant_inputs
+from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import run_network
 from onnxshrink.stages.context import Context
 
@@ -34,7 +35,7 @@ class Samples:
 
     Attributes:
         inputs: One tensor for each input of the network, samples on axis 0.
-        labels: Class indices ``(samples,)`` int64, or None where the data has none.
+        labels: Class numbers ``(samples,)`` int64, or None where the data has none.
         where: The origin, for messages.
         constants: Positions of the inputs that hold no samples and are given whole with every batch.
     """
@@ -79,37 +80,16 @@ def read_samples(
     }
     samples = Samples(
         tuple(torch.from_numpy(arrays[spec.name]) for spec in specs),
-        _class_indices(arrays.get(LABELS), reader.where),
+        None,
         reader.where,
         frozenset(at for at, spec in enumerate(specs) if spec.name in whole),
     )
     if len(samples) < 2:
         raise TrainingError("one sample is too few to learn from", where=reader.where, want="at least two")
-    return samples
-
-
-def check_labels(samples: Samples, classes: int) -> None:
-    """Refuse labels that are no class of the network.
-
-    Args:
-        samples: The training data.
-        classes: Number of the network's logits.
-
-    Raises:
-        DataError: A label lies outside ``0 … classes - 1``; names the sample.
-    """
-    if samples.labels is None:
-        return
-    outside = torch.nonzero((samples.labels < 0) | (samples.labels >= classes)).flatten()
-    if len(outside):
-        first = int(outside[0])
-        raise DataError(
-            f"the label of sample {first} is no class of the network",
-            where=samples.where,
-            got=f"{LABELS}[{first}] = {int(samples.labels[first])}",
-            want=f"0 to {classes - 1}: the network has {classes} logits",
-            fix="number the classes from 0, or change the number of classes in `args`",
-        )
+    if LABELS not in arrays:
+        return samples
+    check_labels(arrays[LABELS], n_samples=len(samples), where=reader.where)
+    return replace(samples, labels=torch.from_numpy(arrays[LABELS].astype(np.int64)))
 
 
 def logits_of(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
@@ -210,20 +190,6 @@ def _split(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def _class_indices(labels: Array | None, where: str) -> Tensor | None:
-    if labels is None:
-        return None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(
-            "the labels are no class indices",
-            where=where,
-            got=f"{LABELS!r} {labels.dtype}[{','.join(map(str, labels.shape))}]",
-            want="integers of shape [samples]",
-            fix="from one-hot rows: labels.argmax(axis=1)" if labels.ndim == 2 else "labels.astype('int64')",
-        )
-    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _astray(loss: Tensor, norm: Tensor, where: str) -> TrainingError:

@@ -19,6 +19,7 @@ from onnxshrink.core.intervals import (
 )
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import LABELS, Array, describe
+from onnxshrink.data.labels import check_labels
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
 
@@ -71,7 +72,13 @@ def score(
         outputs, labels = session.run(batch), batch[LABELS]
         if metric in _RANK:
             logits = _class_output(outputs, metric, where=session.name)
-            _check_labels(labels, logits, where=reader.where, first_sample=sum(map(len, parts)))
+            check_labels(
+                labels,
+                n_samples=len(logits),
+                n_classes=logits.shape[1],
+                where=reader.where,
+                first_sample=sum(map(len, parts)),
+            )
             parts.append(_among_best(logits, labels, _RANK[metric]))
         else:
             parts.append(_errors(outputs, labels, metric, where=reader.where))
@@ -169,35 +176,6 @@ def _among_best(logits: Array, labels: Array, rank: int) -> Floats:
     correct: Floats = (better < rank).astype(np.float64)
     correct[np.isnan(logits).any(axis=1)] = np.nan
     return correct
-
-
-def _check_labels(labels: Array, logits: Array, *, where: str, first_sample: int) -> None:
-    n_classes = logits.shape[1]
-    got, want = describe(LABELS, labels), f"{LABELS!r} int64[{len(logits)}], each from 0 to {n_classes - 1}"
-    if labels.shape != (len(logits),):
-        fix = "one label per sample"
-        if labels.shape == (len(logits), 1):
-            fix = "drop the last axis: labels[:, 0]"
-        elif labels.shape == logits.shape:
-            fix = "give class numbers in place of one-hot rows: labels.argmax(1)"
-        raise DataError("the labels have the wrong shape", where=where, got=got, want=want, fix=fix)
-    if labels.dtype.kind not in "iu":
-        raise DataError(
-            "the labels are no class numbers", where=where, got=got, want=want, fix="labels.astype('int64')"
-        )
-    outside = (labels < 0) | (labels >= n_classes)
-    if outside.any():
-        sample = int(outside.argmax())
-        one_based = int(labels.min()) >= 1 and int(labels.max()) == n_classes
-        raise DataError(
-            f"the label of sample {first_sample + sample} is {labels[sample]}, and the model has {n_classes} classes",
-            where=where,
-            got=f"labels from {labels.min()} to {labels.max()}",
-            want=want,
-            fix="the labels seem to start at 1: labels - 1"
-            if one_based
-            else "check that data and model belong together",
-        )
 
 
 def _errors(outputs: dict[str, Array], labels: Array, metric: MetricName, *, where: str) -> Floats:

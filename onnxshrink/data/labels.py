@@ -1,0 +1,51 @@
+"""Class numbers as labels: one check for those that are learned from and those that are measured on."""
+
+from __future__ import annotations
+
+from onnxshrink.core.errors import DataError
+from onnxshrink.core.tensors import LABELS, Array, describe
+
+
+def check_labels(
+    labels: Array, *, n_samples: int, where: str, n_classes: int | None = None, first_sample: int = 0
+) -> None:
+    """Refuse labels that are no class numbers, each with its likeliest mend.
+
+    Args:
+        labels: What should be ``(n_samples,)`` integers from 0 to ``n_classes - 1``.
+        n_samples: Number of samples that the labels belong to.
+        where: The data's origin, for the message.
+        n_classes: Number of the model's classes; None where it is not known yet.
+        first_sample: Number of the first of these samples in the data, for the message.
+
+    Raises:
+        DataError: The shape, the dtype or a value does not fit; names the first bad sample.
+    """
+    values = f", each from 0 to {n_classes - 1}" if n_classes is not None else ""
+    got, want = describe(LABELS, labels), f"{LABELS!r} int64[{n_samples}]{values}"
+    if labels.shape != (n_samples,):
+        fix = "one label per sample"
+        if labels.shape == (n_samples, 1):
+            fix = "drop the last axis: labels[:, 0]"
+        elif labels.ndim == 2 and len(labels) == n_samples:
+            fix = "give class numbers in place of one-hot rows: labels.argmax(1)"
+        raise DataError("the labels have the wrong shape", where=where, got=got, want=want, fix=fix)
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            "the labels are no class numbers", where=where, got=got, want=want, fix="labels.astype('int64')"
+        )
+    if n_classes is None:
+        return
+    outside = (labels < 0) | (labels >= n_classes)
+    if outside.any():
+        sample = int(outside.argmax())
+        one_based = int(labels.min()) >= 1 and int(labels.max()) == n_classes
+        raise DataError(
+            f"the label of sample {first_sample + sample} is {labels[sample]}, and the model has {n_classes} classes",
+            where=where,
+            got=f"labels from {labels.min()} to {labels.max()}",
+            want=want,
+            fix="the labels seem to start at 1: labels - 1"
+            if one_based
+            else "check that data and model belong together",
+        )
