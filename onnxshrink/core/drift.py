@@ -59,7 +59,7 @@ class Drift:
 
         Args:
             reference: The reference's output, any shape, a numeric or bool dtype; rows on axis 0.
-            candidate: The candidate's output, of the same shape and dtype.
+            candidate: The candidate's output, of the same shape and dtype; floats may differ in width.
 
         Raises:
             ModelError: Shapes or dtypes differ, or the values are no numbers.
@@ -163,7 +163,8 @@ def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def _require_alike(output: str, reference: Array, candidate: Array) -> None:
-    if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
+    both_float = reference.dtype.kind == candidate.dtype.kind == "f"
+    if reference.shape != candidate.shape or (reference.dtype != candidate.dtype and not both_float):
         raise ModelError(
             f"reference and candidate differ in the shape or dtype of the output {output!r}",
             where=f"output {output!r}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnxshrink.core.errors import DataError
-from onnxshrink.core.tensors import Form, TensorSpec
+from onnxshrink.core.tensors import Batch, Form, TensorSpec
 
 
 def constant_inputs(specs: Sequence[TensorSpec], forms: Mapping[str, Form]) -> frozenset[str]:
@@ -68,6 +68,12 @@ def sample_count(forms: Mapping[str, Form], *, where: str) -> int:
                 want="samples on axis 0 of every array, as many in each",
             )
     return counts[first]
+
+
+def n_samples(batch: Batch, specs: Sequence[TensorSpec]) -> int:
+    """Samples in a batch that fits ``specs``; one where no input counts any."""
+    constants = constant_inputs(specs, batch)
+    return next((len(batch[spec.name]) for spec in specs if spec.name not in constants), 1)
 
 
 def partial_batch(count: int, batch: int, *, where: str) -> DataError:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import onnxruntime as ort
 
 from onnxshrink.config.gates import Target
-from onnxshrink.core.errors import ModelError, ProviderError
+from onnxshrink.core.errors import ConfigError, ModelError, ProviderError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec, require_tensor
+from onnxshrink.runtime.interface import match_inputs
 
 Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
 
@@ -37,9 +38,10 @@ class Session:
         config: Session config entries, such as ``{"session.disable_quant_qdq": "1"}``.
         save_optimized: Also write the graph that ONNX Runtime runs to this path.
         name: What to call the model in messages, if ``model`` is bytes.
+        like: Inputs of another model, whose batches this one shall take; see `match_inputs`. Its own by default.
 
     Raises:
-        ModelError: ONNX Runtime cannot load the model.
+        ModelError: ONNX Runtime cannot load the model, or its inputs are not like the other's.
         ProviderError: The provider is not installed, or the session silently fell back.
     """
 
@@ -52,6 +54,7 @@ class Session:
         config: Mapping[str, str] | None = None,
         save_optimized: Path | None = None,
         name: str | None = None,
+        like: Sequence[TensorSpec] | None = None,
     ) -> None:
         target = target or Target()
         self.name = name or (str(model) if isinstance(model, Path) else "model in memory")
@@ -81,7 +84,9 @@ class Session:
                 want=f"an ONNX model that onnxruntime {ort.__version__} can run",
             ) from e
         refuse_fallback(provider, self._session.get_providers(), where=self.name)
-        self.inputs: tuple[TensorSpec, ...] = tuple(map(_spec, self._session.get_inputs()))
+        own = tuple(map(_spec, self._session.get_inputs()))
+        self.interface = match_inputs(own if like is None else like, own, where=self.name)
+        self.inputs: tuple[TensorSpec, ...] = self.interface.specs
         self.outputs: tuple[TensorSpec, ...] = tuple(map(_spec, self._session.get_outputs()))
 
     @property
@@ -105,24 +110,22 @@ class Session:
         names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
         for spec in (*self.inputs, *(spec for spec in self.outputs if spec.name in names)):
             require_tensor(spec.name, spec.dtype, where=self.name)
-        feed = self._feed(batch)
+        feed = self.interface.feed(batch, where=self.name)
         try:
             values = self._session.run(names, feed)
         except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
             raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
         return dict(zip(names, values, strict=True))
 
-    def _feed(self, batch: Batch) -> dict[str, Array]:
-        missing = [str(spec) for spec in self.inputs if spec.name not in batch]
-        if missing:
-            raise ModelError(
-                "the batch has no array for an input of the model",
-                where=self.name,
-                got=", ".join(map(repr, batch)) or "no arrays",
-                want=", ".join(missing),
-                fix="give an array of that name",
-            )
-        return {spec.name: np.ascontiguousarray(batch[spec.name]) for spec in self.inputs}
+    def call(self, batch: Batch) -> Callable[[], object]:
+        """One inference on ``batch`` as a callable, as an application would call it: nothing is checked or cast in it.
+
+        Raises:
+            ModelError: As of `run`, which is tried here once.
+        """
+        self.run(batch)
+        names = [spec.name for spec in self.outputs]
+        return partial(self._session.run, names, self.interface.feed(batch, where=self.name))
 
     def bind(self, batch: Batch) -> ort.IOBinding:
         """Inputs and outputs bound once, for inference without copies between host and device.
@@ -131,7 +134,7 @@ class Session:
         """
         binding = self._session.io_binding()
         device = "cuda" if self.target.provider == "cuda" else "cpu"
-        for name, array in self._feed(batch).items():
+        for name, array in self.interface.feed(batch, where=self.name).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
         for spec in self.outputs:
             binding.bind_output(spec.name, device)
@@ -160,6 +163,29 @@ def require_provider(target: Target) -> str:
             fix="pip install onnxruntime-gpu" if target.provider == "cuda" else "reinstall onnxruntime",
         )
     return wanted
+
+
+def require_batch(target: Target, specs: Sequence[TensorSpec], *, where: str) -> None:
+    """Refuse a target's batch that a model cannot take: its latency would be that of another.
+
+    Args:
+        target: One whose ``batch`` is not given takes the model's own.
+        specs: The model's inputs.
+        where: What to call the model in messages.
+
+    Raises:
+        ConfigError: The batch axis has a fixed length, and the target asks for another.
+    """
+    lengths = [spec.shape[0] for spec in specs if spec.shape]
+    fixed = lengths[0] if lengths and not any(isinstance(length, str) for length in lengths) else target.batch
+    if "batch" in target.model_fields_set and target.batch != fixed:
+        raise ConfigError(
+            f"the batch of the model is fixed to {fixed}",
+            where=where,
+            got=f"targets: batch: {target.batch}",
+            want=f"batch: {fixed}",
+            fix="drop `batch`, or export with a dynamic batch axis",
+        )
 
 
 def refuse_fallback(wanted: str, got: Sequence[str], *, where: str) -> None:

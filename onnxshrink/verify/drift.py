@@ -10,8 +10,7 @@ from onnxshrink.core.drift import IDENTICAL, Drift
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.core.intervals import wilson_interval
 from onnxshrink.core.report import Metric, finite
-from onnxshrink.core.tensors import Batch, TensorSpec
-from onnxshrink.data.batching import constant_inputs
+from onnxshrink.data.batching import n_samples
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
 
@@ -27,15 +26,15 @@ def measure_drift(
 
     Args:
         reference: The float model.
-        candidate: The model under test; its inputs have the reference's names, shapes and dtypes.
-        reader: Samples for both.
+        candidate: The model under test, opened ``like`` the reference's inputs where its own differ.
+        reader: Samples for both, of the candidate's `inputs`.
         target_name: The execution target the sessions run on.
         progress: Told the samples done and their total after each batch.
 
     Returns:
         For each output of the reference ``max_abs_error``, ``mean_abs_error``, ``sqnr_db``, ``cosine``, ``relative_l2``
         and, for 2-D outputs with several columns, ``top1_agreement``. Outputs without any difference have no finite
-        ``sqnr_db``: its value is None and its note ``identical``.
+        ``sqnr_db``: its value is None and its note ``identical``. Where inputs were cast, the other notes say so.
 
     Raises:
         DataError: The reader is empty.
@@ -43,16 +42,17 @@ def measure_drift(
     """
     partner = match_outputs(_names(reference), _names(candidate), where=candidate.name)
     drifts = {name: Drift(name) for name in partner}
-    n_samples = 0
+    done = 0
     for batch in reader:
         expected, got = reference.run(batch), candidate.run(batch)
         drifts = {name: drift.update(expected[name], got[partner[name]]) for name, drift in drifts.items()}
-        n_samples += _n_samples(batch, reference.inputs)
+        done += n_samples(batch, candidate.inputs)
         if progress:
-            progress(n_samples, len(reader))
-    if not n_samples:
+            progress(done, len(reader))
+    if not done:
         raise DataError("there are no samples to compare the models on", where=reader.where, want="at least one sample")
-    return tuple(metric for drift in drifts.values() for metric in drift_metrics(drift, target_name, n_samples))
+    metrics = (metric for drift in drifts.values() for metric in drift_metrics(drift, target_name, done))
+    return tuple(replace(metric, note=metric.note or candidate.interface.note) for metric in metrics)
 
 
 def match_outputs(reference: Sequence[str], candidate: Sequence[str], *, where: str) -> dict[str, str]:
@@ -95,11 +95,6 @@ def drift_metrics(drift: Drift, target_name: str, n_samples: int) -> tuple[Metri
         else Metric(metric.name, None, metric.unit, target=target_name, output=drift.output, note=drift.flaw)
         for metric in metrics
     )
-
-
-def _n_samples(batch: Batch, specs: Sequence[TensorSpec]) -> int:
-    constants = constant_inputs(specs, batch)
-    return next((len(batch[spec.name]) for spec in specs if spec.name not in constants), 1)
 
 
 def _names(session: Session) -> list[str]:

@@ -180,7 +180,7 @@ def runner(session: Session, batch: Batch) -> Run:
     """
     if session.target.provider == "cuda":
         return partial(session.run_bound, session.bind(batch))
-    return partial(session.run, batch)
+    return session.call(batch)
 
 
 @contextmanager

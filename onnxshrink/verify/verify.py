@@ -21,7 +21,8 @@ from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
-from onnxshrink.runtime.session import Session
+from onnxshrink.runtime.interface import match_inputs
+from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.coverage import coverage_metric, is_quantized
 from onnxshrink.verify.drift import measure_drift
@@ -77,15 +78,16 @@ def measure_quality(
     """
     metrics, scores = list(measure_footprint(artifact.model_path)), {}
     if role != "original":
-        metrics += _coverage(artifact, config)
+        metrics += _coverage(artifact, reference, config)
     data = config.data.evaluation
     if data is None:
         return Quality(tuple(metrics))
     for target in config.targets:
-        candidate = Session(artifact.model_path, target)
-        if role == "variant":
+        expected = Session(reference.model_path, target) if role == "variant" else None
+        candidate = Session(artifact.model_path, target, like=expected.inputs if expected else None)
+        if expected:
             metrics += measure_drift(
-                Session(reference.model_path, target),
+                expected,
                 candidate,
                 open_reader(data, candidate.inputs, batch_size=_BATCH_SIZE),
                 target.name,
@@ -118,6 +120,7 @@ def measure_latency(
         events: Told of progress, as ``verify/<name>``: milliseconds of the longest time it may take.
 
     Raises:
+        ConfigError: A target asks for another batch than the one that the model is fixed to.
         DataError: There is no data to say how long a dynamic axis is.
         ModelError: A model cannot be run.
         ProviderError: A target's provider is not there.
@@ -125,6 +128,9 @@ def measure_latency(
     metrics: list[Metric] = []
     is_reference = artifact.digest == reference.digest
     for target in config.targets:
+        specs = _shared_inputs(artifact, reference, target)
+        require_batch(target, specs, where=name)
+        batch = latency_batch(config, specs, target.batch)
         tell = _progress(events, name, f"latency on {target.name}")
         longest_ms = int(PATIENCE * target.latency_seconds * 1000)
 
@@ -133,8 +139,8 @@ def measure_latency(
 
         with without_garbage_collection():
             times = measure_pairs(
-                _opener(reference, target, config),
-                _opener(artifact, target, config),
+                _opener(reference, target, batch, specs),
+                _opener(artifact, target, batch, specs),
                 seconds=target.latency_seconds,
                 rng=np.random.default_rng(config.seed),
                 max_ratio=None if is_reference else config.gates.max_latency_ratio,
@@ -170,26 +176,25 @@ def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: i
     }
 
 
-def _coverage(artifact: Artifact, config: RunConfig) -> list[Metric]:
+def _coverage(artifact: Artifact, reference: Artifact, config: RunConfig) -> list[Metric]:
     """Integer coverage on each target, with the shapes of one sample."""
     model = load_model(artifact.model_path)
     if not is_quantized(model):
         return [Metric("integer_coverage", 0.0, "ratio", target=target.name) for target in config.targets]
-    batch = latency_batch(config, input_specs(model), 1)
+    inputs = match_inputs(input_specs(load_model(reference.model_path)), input_specs(model), where=str(artifact.path))
+    batch = inputs.feed(latency_batch(config, inputs.specs, 1), where=str(artifact.path))
     return [coverage_metric(artifact.model_path, target, batch) for target in config.targets]
 
 
-def _opener(artifact: Artifact, target: Target, config: RunConfig) -> Callable[[], Run]:
+def _shared_inputs(artifact: Artifact, reference: Artifact, target: Target) -> tuple[TensorSpec, ...]:
+    """What batches for both hold: the names are the reference's, a batch that either fixes is fixed."""
+    expected = Session(reference.model_path, target).inputs
+    return Session(artifact.model_path, target, like=expected).inputs if artifact != reference else expected
+
+
+def _opener(artifact: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...]) -> Callable[[], Run]:
     """Opens the model anew on the same samples each time."""
-    batches: list[Batch] = []
-
-    def open_anew() -> Run:
-        session = Session(artifact.model_path, target)
-        if not batches:
-            batches.append(latency_batch(config, session.inputs, target.batch))
-        return runner(session, batches[0])
-
-    return open_anew
+    return lambda: runner(Session(artifact.model_path, target, like=specs), batch)
 
 
 def _exact(ratio: Metric) -> Metric:

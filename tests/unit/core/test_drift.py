@@ -84,12 +84,21 @@ def test_values_that_are_not_finite(ref: float, cand: float, flaw: str | None) -
 def test_other_shapes_and_dtypes_are_refused() -> None:
     """Models of different interfaces cannot be compared, and the error shows both sides."""
     ref = np.zeros((2, 3), np.float32)
-    for cand in (np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float16)):
+    for cand in (np.zeros((2, 4), np.float32), np.zeros((2, 3), np.int32)):
         with pytest.raises(ModelError, match="differ in the shape or dtype") as caught:
             Drift("y").update(ref, cand)
         assert str(cand.dtype) in str(caught.value)
     with pytest.raises(ModelError, match="holds no numbers"):
         Drift("y").update(np.array(["a"]), np.array(["a"]))
+
+
+def test_floats_of_other_widths_are_compared_in_float64() -> None:
+    """A float16 output drifts by its rounding, and nothing else is lost on the way."""
+    ref = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+    measured = Drift("y").update(ref, ref.astype(np.float16))
+    error = np.abs(ref.astype(np.float64) - ref.astype(np.float16).astype(np.float64))
+    assert (measured.max_abs, measured.sum_abs) == (error.max(), pytest.approx(error.sum(), rel=1e-15))
+    assert 0 < measured.max_abs < 3 / 2**10
 
 
 def test_scalars_and_empty_outputs() -> None:

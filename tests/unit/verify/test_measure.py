@@ -14,10 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact, digest_folder
-from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.core.errors import ConfigError, DataError, ModelError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
+from onnxshrink.data.batching import n_samples
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.drift import match_outputs, measure_drift
 from onnxshrink.verify.footprint import measure_footprint
@@ -197,7 +198,9 @@ def test_latency_of_the_reference_is_one(tmp_path: Path, config: RunConfig) -> N
     metrics = measure_latency(name="r", artifact=model, reference=model, config=config, events=told)
     ratios = [metric for metric in metrics if metric.name == "latency_ratio"]
     assert [(m.value, m.lo, m.hi, m.note) for m in ratios] == [(1.0, 1.0, 1.0, "the reference itself")] * 2
-    assert all(m.value > 0 for m in metrics if m.name == "latency_p50_ms" and m.value is not None)
+    times = [[m.value for m in metrics if m.name == name] for name in ("latency_p50_ms", "reference_latency_p50_ms")]
+    assert times[0] == times[1]
+    assert all(value is not None and value > 0 for value in times[0])
     assert {step[3] for step in told.steps} == {"latency on cpu", "latency on cpu, batch 64"}
     assert all(0 <= done <= total for _, done, total, _ in told.steps)
 
@@ -220,3 +223,76 @@ def test_latency_inputs_without_data(config: RunConfig) -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
     with pytest.raises(DataError, match=r"(?s)'height'.*data.evaluation"):
         latency_batch(bare, (TensorSpec("x", "float32", ("batch", 3, "height", 8)),), 1)
+
+
+def half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A linear model in float16."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    weight = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float16)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    return model
+
+
+def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A linear model whose input is called ``pixels``."""
+    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
+    return model
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Artifact:
+    """The model as an artifact."""
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    return Artifact("onnx", folder, digest_folder(folder))
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "note"),
+    [
+        (linear(WEIGHT), renamed(linear(WEIGHT)), "identical"),
+        (linear(WEIGHT), half(linear(WEIGHT)), "inputs cast to float16"),
+        (linear(WEIGHT, batch=5), linear(WEIGHT), "identical"),
+        (linear(WEIGHT), linear(WEIGHT, batch=5), "identical"),
+    ],
+    ids=["renamed", "half", "fixed reference", "fixed candidate"],
+)
+def test_models_of_other_interfaces_are_measured_on_the_same_samples(
+    tmp_path: Path, config: RunConfig, reference: onnx.ModelProto, candidate: onnx.ModelProto, note: str
+) -> None:
+    """Names, float widths and a fixed batch on one side may differ: everything is measured all the same."""
+    config = config.model_copy(update={"targets": config.targets[:1]})
+    common: dict[str, Any] = {
+        "name": "v",
+        "artifact": saved(tmp_path / "b", candidate),
+        "reference": saved(tmp_path / "a", reference),
+        "config": config,
+        "events": Silent(),
+    }
+    quality = named(measure_quality(role="variant", original_scores=None, **common).metrics)
+    assert quality["sqnr_db"].note == note
+    assert quality["top1"].value == pytest.approx(1.0, abs=0.05)
+    assert quality["evaluation_samples"].value == len(X)
+    assert named(measure_latency(**common))["latency_ratio"].value
+
+
+def test_a_batch_that_the_model_cannot_take_is_refused(tmp_path: Path, config: RunConfig) -> None:
+    """A latency at the model's own batch must not go by another; without a wish it is taken."""
+    model = saved(tmp_path / "a", linear(WEIGHT, batch=5))
+    targets = config.targets
+    common: dict[str, Any] = {"name": "r", "artifact": model, "reference": model, "events": Silent()}
+    assert measure_latency(config=config.model_copy(update={"targets": targets[:1]}), **common)
+    with pytest.raises(ConfigError, match=r"(?s)fixed to 5.*batch: 64"):
+        measure_latency(config=config.model_copy(update={"targets": targets[1:]}), **common)
+
+
+def test_a_table_is_no_samples() -> None:
+    """What counts is the batch axis, wherever it stands among the inputs: neither a table of anchors nor a scalar."""
+    specs = (
+        TensorSpec("anchors", "float32", (1000, 4)),
+        TensorSpec("scale", "float32", ()),
+        TensorSpec("x", "float32", ("batch", 6)),
+    )
+    batch = {"anchors": np.zeros((1000, 4)), "scale": np.float32(1), "x": X[:7]}
+    assert n_samples(batch, specs) == 7
+    assert n_samples({"scale": np.asarray(1.0)}, specs[1:2]) == 1
