@@ -204,6 +204,8 @@ class QuantizeStatic(StageSettings):
     """Take what rounding the weights adds to each channel's mean, on the calibration samples, out of its bias."""
     reduce_range: bool = False
     """Use 7 bits for weights; for x86 processors without VNNI, whose 16-bit sums may saturate."""
+    compact: bool = False
+    """Leave out of a `qdq` file what follows from the rest, such as zero points that are zero; the outputs stay."""
     op_types: tuple[str, ...] | None = None
     """Quantize only these operator types; None takes all that ONNX Runtime can."""
     exclude_nodes: tuple[str, ...] = ()

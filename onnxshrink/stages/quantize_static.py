@@ -30,6 +30,7 @@ from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.runtime.graph import input_specs, load_model, opset_of, save_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import Session
+from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
@@ -105,6 +106,8 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
                 fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
             ) from e
     strip(quantized)
+    if settings.compact:
+        facts["compact"] = compact(quantized)
     path = save_model(quantized, out)
     onnx.checker.check_model(str(path))
     Session(path, name=ctx.step)
