@@ -11,8 +11,8 @@ from onnx import TensorProto, numpy_helper
 
 from onnxshrink.calibration.masks import masked_tensors
 from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES
-from onnxshrink.core.tensors import Array
-from onnxshrink.runtime.graph import constant_value
+from onnxshrink.core.tensors import Array, TensorSpec
+from onnxshrink.runtime.graph import constant_value, input_specs
 from onnxshrink.runtime.session import Session
 
 _SAME_VALUES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
@@ -44,12 +44,14 @@ class Plan:
         observed: Tensors to compute and count.
         derived: Tensors that need no counting, in topological order.
         masked: Tensors that a mask can reach and why; they stay in float and are not looked at.
+        specs: The model's inputs.
     """
 
     inputs: tuple[str, ...]
     observed: tuple[str, ...]
     derived: tuple[Derived, ...]
     masked: dict[str, str]
+    specs: tuple[TensorSpec, ...]
 
 
 def tensors_to_calibrate(model: onnx.ModelProto, op_types: Iterable[str] = QUANTIZABLE_OP_TYPES) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ def plan_of(model: onnx.ModelProto) -> Plan:
         tuple(name for name in counted if name not in inputs),
         tuple(derived),
         masked,
+        input_specs(model),
     )
 
 

@@ -23,6 +23,7 @@ from onnxshrink.calibration.statistics import N_BINS, TensorStatistics
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.tensors import Array, Batch
+from onnxshrink.data.batching import n_samples
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
 
@@ -169,7 +170,7 @@ def _count(
     samples = [0] * PARTS
     start = 0
     for number, batch in enumerate(reader):
-        size = len(next(iter(batch.values())))
+        size = n_samples(batch, plan.specs)
         if number % shards == index:
             part = number % PARTS
             for tensor, values in _tensors_of(session, plan, batch).items():
@@ -192,7 +193,7 @@ def _batch_size(single: Reader, total: int, session: Session | None, plan: Plan)
     batch = next(iter(single), None)
     if batch is None:
         return 1
-    samples = max(1, len(next(iter(batch.values()))))
+    samples = n_samples(batch, plan.specs)
     sample_bytes = sum(values.nbytes for values in _tensors_of(session, plan, batch).values()) / samples
     return max(1, min(_MAX_BATCH, int(BATCH_BYTES / max(sample_bytes, 1)), total // (PARTS * _BATCHES_PER_PART)))
 

@@ -54,6 +54,23 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def require_valid(path: Path) -> None:
+    """Refuse a file that is not ONNX by the rules.
+
+    Raises:
+        ModelError: onnx.checker finds a mistake.
+    """
+    try:
+        onnx.checker.check_model(str(path))  # by path: a model above 2 GiB cannot be serialized
+    except onnx.checker.ValidationError as e:
+        raise ModelError(
+            f"the ONNX model is not valid: {str(e).strip().partition(chr(10))[0]}",
+            where=str(path),
+            want="a model that onnx.checker accepts",
+            fix="export it again, or see: python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'",
+        ) from e
+
+
 def save_model(model: onnx.ModelProto, folder: Path) -> Path:
     """Write ``model`` into an artifact's folder; weights go to one external file only above protobuf's limit.
 

@@ -14,6 +14,7 @@ from onnxshrink.config.stages import Optimize
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
+from onnxshrink.data.batching import n_samples
 from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, input_specs, load_model, opset_of, output_specs, save_model
 from onnxshrink.runtime.parity import AXIS_LENGTHS, axis_lengths, random_batch, reference_session, relative_errors
 from onnxshrink.runtime.quiet import quiet
@@ -87,7 +88,7 @@ def optimize(settings: Optimize, source: Artifact, out: Path, ctx: Context) -> F
             fix="leave the stage out: a model that draws random numbers cannot be compared",
         )
     return {
-        "samples": sum(len(next(iter(batch.values()), ())) for batch in evidence.batches),
+        "samples": sum(n_samples(batch, input_specs(original)) for batch in evidence.batches),
         "samples_from": evidence.origin,
         "max_error": error,
         "max_abs_error": settings.max_abs_error,
@@ -179,7 +180,7 @@ def gather(model: onnx.ModelProto, ctx: Context) -> Evidence:
     count = 0
     for batch in reader:
         batches.append(batch)
-        count += len(next(iter(batch.values()), ()))
+        count += n_samples(batch, specs)
         if count >= _SAMPLES:
             break
     return Evidence(reader.where, batches, [session.run(batch) for batch in batches])

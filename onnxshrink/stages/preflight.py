@@ -11,7 +11,7 @@ from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
-from onnxshrink.runtime.session import require_provider
+from onnxshrink.runtime.session import require_batch, require_provider
 from onnxshrink.stages.memo import require_torch
 
 
@@ -29,6 +29,8 @@ def preflight(config: RunConfig) -> None:
     for entry in _entries(config):
         require_entry(entry)
     specs = model_inputs(config)
+    for target in config.targets:
+        require_batch(target, specs, where="the model")
     for role in dict.fromkeys(role for stage in stages for role in (*stage.needs, *stage.uses)):
         if settings := config.data.of(role):
             open_reader(settings, specs)

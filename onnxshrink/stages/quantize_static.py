@@ -27,7 +27,7 @@ from onnxshrink.calibration.ranges import Range
 from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
 from onnxshrink.core.errors import DataError, ModelError
-from onnxshrink.runtime.graph import input_specs, load_model, opset_of, save_model
+from onnxshrink.runtime.graph import input_specs, load_model, opset_of, require_valid, save_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.compact import compact
@@ -109,7 +109,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     if settings.compact:
         facts["compact"] = compact(quantized)
     path = save_model(quantized, out)
-    onnx.checker.check_model(str(path))
+    require_valid(path)
     Session(path, name=ctx.step)
     return facts | {
         "bytes_after": size_bytes(out),

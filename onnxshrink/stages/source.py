@@ -71,20 +71,18 @@ def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
 
 
 def _open_onnx(path: Path, out: Path) -> Facts:
-    import onnx
-
-    from onnxshrink.runtime.graph import external_files, input_specs, load_model, opset_of, output_specs, save_model
+    from onnxshrink.runtime.graph import (
+        external_files,
+        input_specs,
+        load_model,
+        opset_of,
+        output_specs,
+        require_valid,
+        save_model,
+    )
 
     model = load_model(path)
-    try:
-        onnx.checker.check_model(str(path))  # by path: a model above 2 GiB cannot be serialized
-    except onnx.checker.ValidationError as e:
-        raise ModelError(
-            f"the ONNX model is not valid: {str(e).strip().partition(chr(10))[0]}",
-            where=str(path),
-            want="a model that onnx.checker accepts",
-            fix="export it again, or see: python -c 'import onnx; onnx.checker.check_model(\"model.onnx\")'",
-        ) from e
+    require_valid(path)
     facts: Facts = {
         "parameters": sum(prod(tensor.dims) for tensor in model.graph.initializer),
         "inputs": list(map(str, input_specs(model))),

@@ -349,3 +349,25 @@ def test_bounds_and_marks_are_read_from_any_attribute() -> None:
     assert Derived("c", "a", lo=0.0) in plan.derived
     assert "m" in plan.masked
     assert "d" not in [rule.name for rule in plan.derived]
+
+
+def test_what_holds_no_samples_is_not_counted() -> None:
+    """A scalar and a table that come first are no samples, and calibration sees all that are."""
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["s"], name="scaled"),
+        helper.make_node("ReduceMean", ["table"], ["m"], name="mean", axes=[0], keepdims=0),
+        helper.make_node("Add", ["s", "m"], ["y"], name="sum"),
+    ]
+    model = nets.model_of(nodes, {"scale": [], "table": [1000, 3], "x": ["N", 3]}, {"y": ["N", 3]}, {})
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+    class Constants(nets.ArrayReader):
+        """Adds the scalar and the table to every batch, first."""
+
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                yield {"scale": np.asarray(2, np.float32), "table": np.zeros((1000, 3), np.float32), **batch}
+
+    found = observed(model, Constants({"x": x}))
+    assert found.samples == 20
+    assert (found.tensors["s"].lo, found.tensors["s"].hi) == (0, 118)

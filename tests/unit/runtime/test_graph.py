@@ -161,3 +161,13 @@ def test_a_constant_is_read_from_any_attribute(attributes: dict[str, object], ex
     )
     np.testing.assert_array_equal(value, expected)
     assert graph.constant_value(helper.make_node("Relu", ["x"], ["y"])) is None
+
+
+def test_an_invalid_model_is_our_error(tmp_path: Path) -> None:
+    """onnx.checker's refusal arrives with the path and with what is wrong."""
+    model = add_model()
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="NoSuchOperator") as error:
+        graph.require_valid(tmp_path / "model.onnx")
+    assert error.value.where == str(tmp_path / "model.onnx")

@@ -355,3 +355,36 @@ def test_the_stage_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     """None of the optimizers prints or logs."""
     run(tmp_path, network())
     assert capfd.readouterr() == ("", "")
+
+
+def scaled() -> onnx.ModelProto:
+    """A scalar and a table come first, then samples ``x[N,3]``: ``y = x * scale + mean of table``."""
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["s"]),
+        helper.make_node("ReduceMean", ["table"], ["m"], axes=[0], keepdims=0),
+        helper.make_node("Add", ["s", "m"], ["y"]),
+    ]
+    return nets.model_of(nodes, {"scale": [], "table": [1000, 3], "x": ["N", 3]}, {"y": ["N", 3]}, {})
+
+
+def test_what_holds_no_samples_is_not_counted(tmp_path: Path) -> None:
+    """A scalar input has no samples, and a table of 1,000 rows is no 1,000 samples."""
+    arrays = {"scale": np.float32(2), "table": np.ones((1000, 3), np.float32), "x": np.ones((20, 3), np.float32)}
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert run(tmp_path / "real", scaled(), tmp_path / "data.npz")[0]["samples"] == 20
+    assert run(tmp_path / "random", scaled())[0]["samples"] == 9
+
+
+def test_a_model_of_ir_version_3_is_optimized(tmp_path: Path) -> None:
+    """Weights that old exporters list as inputs are weights: the network gets what a later one gets."""
+    model = network()
+    later, _ = run(tmp_path / "later", model)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version = 3
+    facts, path = run(tmp_path / "old", model)
+    assert [(fact["name"], fact["outcome"]) for fact in facts["passes"]] == [
+        (fact["name"], fact["outcome"]) for fact in later["passes"]
+    ]
+    assert facts["ops"] == later["ops"] != {}
+    assert [value.name for value in onnx.load(path).graph.input] == ["x"]
