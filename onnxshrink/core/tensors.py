@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from onnxshrink.core.errors import DataError, ModelError
 
+_TEXT = "object"  # what ONNX's strings are in numpy; arrays of fixed width do as well
+
 Array: TypeAlias = NDArray[Any]
 Batch: TypeAlias = Mapping[str, Array]
 """One batch of samples: input name to array, the batch on axis 0."""
@@ -146,13 +148,16 @@ def check_form(form: Form, spec: TensorSpec, *, where: str, any_batch: bool = Fa
     Raises:
         DataError: The dtype or the shape does not fit.
     """
-    if str(form.dtype) != spec.dtype:
+    is_text = spec.dtype == _TEXT
+    if form.dtype.kind not in "UO" if is_text else str(form.dtype) != spec.dtype:
         raise DataError(
             f"the array {spec.name!r} has dtype {form.dtype}, and the model takes {spec.dtype}",
             where=where,
             got=describe(spec.name, form),
             want=str(spec),
-            fix=f"save it as {spec.dtype}, scaled as the model was trained: array.astype({spec.dtype!r})",
+            fix="save it as text: array.astype(str)"
+            if is_text
+            else f"save it as {spec.dtype}, scaled as the model was trained: array.astype({spec.dtype!r})",
         )
     if not spec.admits_shape(form.shape, any_batch=any_batch):
         raise DataError(

@@ -25,7 +25,7 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 # ONNX Runtime's spelling of element types, and numpy's.
-_DTYPES = {"float": "float32", "double": "float64", "float16": "float16"}
+_DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
 
 
 class Session:
