@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,11 +224,12 @@ def _listening(*, quiet: bool, as_json: bool) -> Iterator[tuple[Any, Console]]:
     from onnxshrink.report.progress import listener
 
     console = Console(quiet=quiet or as_json)
-    if quiet or as_json:
-        yield Silent(), console
-        return
-    with listener(Console(stderr=True)) as events:
-        yield events, console
+    with redirect_stdout(sys.stderr):  # what the user's own code prints is no part of the result
+        if quiet or as_json:
+            yield Silent(), console
+            return
+        with listener(Console(stderr=True)) as events:
+            yield events, console
 
 
 def _show(report: Report, console: Console, *, folder: Path | None = None, as_json: bool) -> None:

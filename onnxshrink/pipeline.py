@@ -23,7 +23,7 @@ from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
-from onnxshrink.core.report import Candidate, Report, Verdict
+from onnxshrink.core.report import Candidate, Metric, Report, Verdict
 from onnxshrink.core.run_folder import publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.stages.memo import Memo
@@ -77,7 +77,8 @@ def run(
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
         qualities = _measure_qualities(config, memo, rows, events)
-        measured = [_judged(row, quality, config, events) for row, quality in zip(rows, qualities, strict=True)]
+        latencies = _measure_latencies(config, rows, events)
+        measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
     measured += [_not_made(name, failure) for name, failure in failures.items()]
     winner, selection = select(measured, config.select)
     report = Report(
@@ -90,7 +91,7 @@ def run(
         machine=machine(),
         versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        warnings=(*memo.warnings, *_caveats(config, memo)),
+        warnings=(*memo.warnings, *_caveats(config, memo), *_undecided(measured)),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
@@ -199,11 +200,20 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
     return qualities
 
 
-def _judged(row: Row, quality: Quality, config: RunConfig, events: Events) -> Candidate:
-    """One row of the report: latency is measured now, alone, every time; then the gates are applied."""
-    latency = measure_latency(
-        name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
-    )
+def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -> list[tuple[Metric, ...]]:
+    """Measured now, alone, every time; rows that are equal byte for byte share one measurement."""
+    known: dict[tuple[Artifact, Artifact], tuple[Metric, ...]] = {}
+    for row in rows:
+        pair = row.artifact, row.reference
+        if pair not in known:
+            known[pair] = measure_latency(
+                name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
+            )
+    return [known[row.artifact, row.reference] for row in rows]
+
+
+def _judged(row: Row, quality: Quality, latency: tuple[Metric, ...], config: RunConfig) -> Candidate:
+    """One row of the report: what was measured, and what the gates make of it."""
     metrics = (*quality.metrics, *latency)
     verdicts = judge(config.gates, metrics, config.targets) if row.role == "variant" else ()
     folder = f"variants/{row.name}" if row.role == "variant" else row.name
@@ -225,6 +235,14 @@ def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
         settings = config.data.of(role)
         if settings is not None and memo.data_key(role) == evaluation:
             yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
+
+
+def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The gates that the measurements could not decide."""
+    for candidate in candidates:
+        for verdict in candidate.verdicts:
+            if verdict.outcome == "inconclusive":
+                yield f"{candidate.name}: {verdict.gate} is inconclusive: {verdict.reason}"
 
 
 def _first_name(names: Mapping[str, Artifact], artifact: Artifact) -> str:

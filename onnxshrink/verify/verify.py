@@ -18,10 +18,11 @@ from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import Metric
-from onnxshrink.core.tensors import Array, Batch, TensorSpec
+from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.interface import match_inputs
+from onnxshrink.runtime.parity import random_batch
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.coverage import coverage_metric, is_quantized
@@ -147,8 +148,13 @@ def measure_latency(
                 max_ms=config.gates.max_latency_ms,
                 progress=progress,
             )
+        if is_reference:
+            times = replace(times, reference_ns=times.candidate_ns)
         metrics += latency_metrics(times, target_name=target.name)
-    return tuple(_exact(metric) if is_reference and metric.name == "latency_ratio" else metric for metric in metrics)
+    return tuple(
+        replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
+        for metric in metrics
+    )
 
 
 def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: int) -> Batch:
@@ -164,8 +170,7 @@ def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: i
     """
     data = config.data.evaluation or config.data.calibration
     if data is None:
-        rng = np.random.default_rng(config.seed)
-        return {spec.name: _noise(spec, n_samples, rng) for spec in specs}
+        return _noise(specs, n_samples, config.seed)
     batch = next(iter(open_reader(data, specs, batch_size=n_samples)))
     repeated = {spec.name for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
     return {
@@ -197,25 +202,19 @@ def _opener(artifact: Artifact, target: Target, batch: Batch, specs: tuple[Tenso
     return lambda: runner(Session(artifact.model_path, target, like=specs), batch)
 
 
-def _exact(ratio: Metric) -> Metric:
-    return replace(ratio, value=1.0, lo=1.0, hi=1.0, note=_SAME_FILE)
-
-
 def _progress(events: Events, name: str, detail: str) -> Callable[[int, int], None]:
     return partial(events.progress, f"verify/{name}", detail=detail)
 
 
-def _noise(spec: TensorSpec, n_samples: int, rng: np.random.Generator) -> Array:
-    loose = [dim for dim in spec.shape[1:] if isinstance(dim, str)]
-    if loose:
-        raise DataError(
-            f"the axis {loose[0]!r} of the input {spec.name!r} has no length, so latency cannot be measured",
-            got=str(spec),
-            want="samples that say how long it is",
-            fix="give data.evaluation",
-        )
-    shape = tuple(n_samples if isinstance(dim, str) else dim for dim in spec.shape)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
+def _noise(specs: tuple[TensorSpec, ...], n_samples: int, seed: int) -> Batch:
+    lengths = {dim: n_samples for spec in specs for dim in spec.shape[:1] if isinstance(dim, str)}
+    for spec in specs:
+        loose = [dim for dim in spec.shape if isinstance(dim, str) and dim not in lengths]
+        if loose:
+            raise DataError(
+                f"the axis {loose[0]!r} of the input {spec.name!r} has no length, so latency cannot be measured",
+                got=str(spec),
+                want="samples that say how long it is",
+                fix="give data.evaluation",
+            )
+    return random_batch(specs, lengths, seed=seed)

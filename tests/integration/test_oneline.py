@@ -83,3 +83,12 @@ def test_mistakes_on_the_command_line_are_told(folder: Path, line: tuple[str, ..
     assert says in result.stderr
     assert "Traceback" not in result.stderr
     assert not (folder / "o.onnx").exists()
+
+
+def test_rows_of_equal_bytes_have_equal_times(folder: Path) -> None:
+    """A candidate that is the reference itself is not timed again, and shows the same milliseconds."""
+    report = report_of(onnxshrink("compare", "model.onnx", "model.onnx", "--data", "test.npz", "--json", cwd=folder))
+    times = [[m for m in row["metrics"] if "latency" in m["name"]] for row in report["candidates"]]
+    assert len(times) == 2
+    assert times[0] == times[1]
+    assert [m["value"] for m in times[0] if m["name"] == "latency_ratio"] == [1.0]

@@ -345,3 +345,29 @@ def test_what_pruning_costs_is_measured_without_a_teacher_too(tmp_path: Path) ->
     (tmp_path / "cfg.yaml").write_text(text.replace("stages:\n", "stages:\n  - {kind: finetune, epochs: 1}\n"))
     again = report_of(onnxshrink("run", "cfg.yaml", "--json", cwd=tmp_path))
     assert again["candidates"][0]["name"] == "unpruned"
+
+
+def test_what_the_users_code_prints_is_not_in_the_json(project: Path) -> None:
+    """A factory that prints leaves standard output to the report."""
+    nets = project / "nets.py"
+    nets.write_text(nets.read_text().replace("    return", "    print('building')\n    return"))
+    result = onnxshrink("run", "cfg.yaml", "--json", cwd=project)
+    assert report_of(result)["winner"] == "int8"
+    assert "building" in result.stderr
+
+
+def test_a_gate_that_stays_undecided_is_a_warning(project: Path) -> None:
+    """Whoever reads the warnings alone learns that a gate was not decided."""
+    override = "gates={max_accuracy_drop: 0.001}"
+    result = onnxshrink("run", "cfg.yaml", "--set", override, "--json", cwd=project)
+    report = report_of(result)
+    undecided = {
+        (row["name"], verdict["gate"])
+        for row in report["candidates"]
+        for verdict in row["verdicts"]
+        if verdict["outcome"] == "inconclusive"
+    }
+    assert undecided
+    assert all(
+        any(text.startswith(f"{name}: {gate} is inc") for text in report["warnings"]) for name, gate in undecided
+    )

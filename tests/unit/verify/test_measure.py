@@ -198,7 +198,9 @@ def test_latency_of_the_reference_is_one(tmp_path: Path, config: RunConfig) -> N
     metrics = measure_latency(name="r", artifact=model, reference=model, config=config, events=told)
     ratios = [metric for metric in metrics if metric.name == "latency_ratio"]
     assert [(m.value, m.lo, m.hi, m.note) for m in ratios] == [(1.0, 1.0, 1.0, "the reference itself")] * 2
-    assert all(m.value > 0 for m in metrics if m.name == "latency_p50_ms" and m.value is not None)
+    times = [[m.value for m in metrics if m.name == name] for name in ("latency_p50_ms", "reference_latency_p50_ms")]
+    assert times[0] == times[1]
+    assert all(value is not None and value > 0 for value in times[0])
     assert {step[3] for step in told.steps} == {"latency on cpu", "latency on cpu, batch 64"}
     assert all(0 <= done <= total for _, done, total, _ in told.steps)
 
