@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.calibration.calibrate import observe_all, save_calibration
 from onnxshrink.calibration.prepare import prepare
-from onnxshrink.config.data import DataRoles
+from onnxshrink.config.data import DataRoles, NpzData
 from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, digest_folder
 from onnxshrink.core.events import Silent
@@ -140,6 +140,13 @@ def context_of(reader: ArrayReader, folder: Path) -> Context:
         return Artifact("ranges", out, digest_folder(out))
 
     return Context("test", DataRoles(), 0, Silent(), open=_no_source, derive=derive)
+
+
+def stored_context_of(reader: ArrayReader, folder: Path) -> Context:
+    """As `context_of`, with ``reader``'s arrays on disk as the calibration data."""
+    np.savez(folder / "samples.npz", **reader.arrays)
+    roles = DataRoles(calibration=NpzData(npz=folder / "samples.npz"))
+    return replace(context_of(reader, folder), data=roles)
 
 
 def _no_source(_: object) -> Artifact:

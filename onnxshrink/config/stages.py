@@ -202,8 +202,9 @@ class QuantizeStatic(StageSettings):
     """For `method: percentile`: share of the values that the range covers."""
     bias_correction: bool = False
     """Take what rounding the weights adds to each channel's mean, on the calibration samples, out of its bias."""
-    reduce_range: bool = False
-    """Use 7 bits for weights; for x86 processors without VNNI, whose 16-bit sums may saturate."""
+    reduce_range: Literal["auto"] | bool = "auto"
+    """Use 7 bits for weights. `auto` does so where `isa` is x86_avx2, for those weights whose layers saturate on
+    calibration samples and lose more by it than by the missing bit."""
     compact: bool = False
     """Leave out of a `qdq` file what follows from the rest, such as zero points that are zero; the outputs stay."""
     op_types: tuple[str, ...] | None = None

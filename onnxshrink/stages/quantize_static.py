@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from onnxshrink.runtime.session import Session
 from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
+from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
 _BATCH = 4
@@ -64,7 +66,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     """
     isa = detect_isa() if settings.isa == "auto" else settings.isa
     scheme = resolve_scheme(isa, types=settings.types, format=settings.format, op_types=settings.op_types)
-    settings = settings.model_copy(update={"types": scheme.types})
+    settings = settings.model_copy(update={"types": scheme.types, "isa": isa})
     loaded = load_model(source.model_path)
     model = prepare(loaded, where=ctx.step)
     op_types = _op_types(settings)
@@ -93,11 +95,21 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     before = list(model.graph.node)
     absurd = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     activations = set(calibration.tensors)
+
+    def trial(settings: QuantizeStatic, reduced: Mapping[str, int | None] = MappingProxyType({})) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return quantized_model(copy, ranges, settings, exclude=excluded, reduced=reduced)
+
     with captured_warnings() as warnings:
         try:
+            reduced = reduced_range(settings, scheme, trial, model, forecast_samples(ctx, model))
+            facts |= reduced.facts
+            settings = settings.model_copy(update={"reduce_range": reduced.everywhere})
             if settings.bias_correction:
-                model, facts["bias_correction"] = _with_corrected_bias(model, ranges, settings, excluded, ctx)
-            quantized = quantized_model(model, ranges, settings, exclude=excluded)
+                quantized = trial(settings, reduced.weights)
+                model, facts["bias_correction"] = _with_corrected_bias(model, quantized, ctx)
+            quantized = quantized_model(model, ranges, settings, exclude=excluded, reduced=reduced.weights)
         except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on a graph they do not understand
             raise ModelError(
                 f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
@@ -122,27 +134,32 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
 
 
 def _with_corrected_bias(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], settings: QuantizeStatic, exclude: Iterable[str], ctx: Context
+    model: onnx.ModelProto, quantized: onnx.ModelProto, ctx: Context
 ) -> tuple[onnx.ModelProto, Facts]:
-    """The float model whose biases make up for what these settings do to its weights, and facts."""
+    """The float model whose biases make up for what quantization does to its weights, and facts."""
     reader = ctx.reader("calibration", input_specs(model), batch_size=_BATCH)
     if reader is None:  # the config refuses this; the Python API may not
         raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
-    trial = onnx.ModelProto()
-    trial.CopyFrom(model)
-    return correct_bias(model, quantized_model(trial, ranges, settings, exclude=exclude), reader, name=ctx.step)
+    return correct_bias(model, quantized, reader, name=ctx.step)
 
 
 def quantized_model(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], settings: QuantizeStatic, *, exclude: Iterable[str] = ()
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    settings: QuantizeStatic,
+    *,
+    exclude: Iterable[str] = (),
+    reduced: Mapping[str, int | None] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """What ``onnxruntime.quantization.quantize_static`` makes of ``model`` with these ranges, byte for byte.
 
     Args:
         model: A prepared model; the quantizers change it in place.
         ranges: A range for every float activation that a node to be quantized reads or writes.
-        settings: Granularity, types (not ``auto``), format, operator types, 7-bit weights.
+        settings: Granularity, types (not ``auto``), format, operator types; 7 bits for all weights if
+            ``reduce_range`` is true, for ``auto`` has been decided by then.
         exclude: Names of nodes to leave in float.
+        reduced: Weights that get 7 bits, for ``qdq``: each with the axis of its scales, or None where it has one.
     """
     activation_type, weight_type = _TYPES[settings.types]
     limits = TensorsData(
@@ -150,17 +167,23 @@ def quantized_model(
         {name: TensorData(lowest=np.float32(lo), highest=np.float32(hi)) for name, (lo, hi) in ranges.items()},
     )
     op_types = list(_op_types(settings))
-    per_channel = settings.granularity == "per_channel"
-    shared: tuple[Any, ...] = (weight_type, activation_type, limits, [], list(exclude), op_types, {})
+    per_channel, reduce_all = settings.granularity == "per_channel", settings.reduce_range is True
+    options = {"TensorQuantOverrides": {name: [_seven_bits(axis)] for name, axis in reduced.items()}} if reduced else {}
+    shared: tuple[Any, ...] = (weight_type, activation_type, limits, [], list(exclude), op_types, options)
     if settings.format == "qdq":
-        quantizer = QDQQuantizer(model, per_channel, settings.reduce_range, *shared)
+        quantizer = QDQQuantizer(model, per_channel, reduce_all, *shared)
     else:
         mode = QuantizationMode.QLinearOps
-        quantizer = ONNXQuantizer(model, per_channel, settings.reduce_range, mode, True, *shared)  # noqa: FBT003
+        quantizer = ONNXQuantizer(model, per_channel, reduce_all, mode, True, *shared)  # noqa: FBT003
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+def _seven_bits(axis: int | None) -> dict[str, Any]:
+    """ONNX Runtime's override for a tensor with one scale, or with one for each place along ``axis``."""
+    return {"reduce_range": True} | ({} if axis is None else {"axis": axis})
 
 
 def _op_types(settings: QuantizeStatic) -> tuple[str, ...]:
