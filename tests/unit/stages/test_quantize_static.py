@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
 from onnxruntime.quantization import quantize_static as ort_quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
@@ -75,6 +75,36 @@ def test_equals_onnxruntime_byte_for_byte(
     settings = QuantizeStatic(granularity=granularity, types=types, format=form)  # type: ignore[arg-type]
     ours = quantized_model(prepared, ranges, settings)
     assert ours.SerializeToString() == (tmp_path / "theirs.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_the_written_file_is_onnxruntimes_less_its_notes(tmp_path: Path, form: Any) -> None:
+    """The stage's file is ONNX Runtime's without inferred types and marks; to leave those out changes no output."""
+    model = nets.cnn()
+    model.metadata_props.add(key="classes", value="ten")
+    onnx.save(model, tmp_path / "float.onnx")
+    theirs = tmp_path / "theirs.onnx"
+    ort_quantize_static(
+        tmp_path / "float.onnx",
+        theirs,
+        OrtReader(nets.ArrayReader(nets.samples_of(model, 32))),
+        quant_format=QuantFormat.QDQ if form == "qdq" else QuantFormat.QOperator,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    _, ours = run_stage(tmp_path, model, types="u8s8", format=form, compact=False)
+    expected = onnx.load(theirs)
+    assert expected.graph.value_info
+    assert {entry.key for entry in expected.metadata_props} > {"classes"}
+    del expected.graph.value_info[:]
+    del expected.metadata_props[:]
+    expected.metadata_props.extend(model.metadata_props)
+    assert ours == expected
+    test = nets.samples_of(model, 16, seed=5)
+    for level in ("disabled", "all"):
+        want = Session(theirs, optimization=level).run(test)["y"]  # type: ignore[arg-type]
+        np.testing.assert_array_equal(Session(tmp_path / "out" / "model.onnx", optimization=level).run(test)["y"], want)  # type: ignore[arg-type]
 
 
 def test_constructors_are_those_we_call() -> None:
