@@ -251,6 +251,21 @@ class QuantizeWeights(StageSettings):
     """Names of nodes whose weights stay as they are. A name that matches nothing is an error."""
 
 
+class ToFp16(StageSettings):
+    """Weights and arithmetic in float16, inputs and outputs as before: for processors that compute in it."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+
+    kind: Literal["to_fp16"] = "to_fp16"
+    keep_op_types: tuple[str, ...] | None = None
+    """Operator types that stay in float32; None keeps those whose sums or powers leave float16's range."""
+    keep_nodes: tuple[str, ...] = ()
+    """Names of nodes that stay in float32. A name that matches nothing is an error."""
+    keep_io_types: bool = True
+    """Leave the model's inputs and outputs in float32; verification needs that."""
+
+
 Stage: TypeAlias = Annotated[
     Distill
     | PruneChannels
@@ -261,7 +276,8 @@ Stage: TypeAlias = Annotated[
     | SmoothQuant
     | QuantizeStatic
     | QuantizeDynamic
-    | QuantizeWeights,
+    | QuantizeWeights
+    | ToFp16,
     Field(discriminator="kind"),
 ]
 """What a config may list."""
@@ -277,6 +293,7 @@ AnyStage: TypeAlias = (
     | QuantizeStatic
     | QuantizeDynamic
     | QuantizeWeights
+    | ToFp16
     | Calibrate
 )
 """What the pipeline can run: the config's stages, and those that they derive."""

@@ -18,13 +18,14 @@ from onnxshrink.config.stages import (
     QuantizeStatic,
     QuantizeWeights,
     SmoothQuant,
+    ToFp16,
 )
 from onnxshrink.stages.context import Context, Work
 
 __all__ = ["Context", "Work", "work_of"]
 
 
-def work_of(stage: AnyStage) -> Work:  # noqa: C901 (a table has as many arms as rows)
+def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912 (a table has as many arms as rows)
     """The function that does a stage's work, its settings bound.
 
     Imports are local so that a run loads only the frameworks of the stages it has to run: a cached torch trunk costs no
@@ -75,5 +76,9 @@ def work_of(stage: AnyStage) -> Work:  # noqa: C901 (a table has as many arms as
             from onnxshrink.stages.quantize_weights import quantize_weights
 
             return partial(quantize_weights, stage)
+        case ToFp16():
+            from onnxshrink.stages.to_fp16 import to_fp16
+
+            return partial(to_fp16, stage)
         case _:
             assert_never(stage)

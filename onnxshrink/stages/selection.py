@@ -13,13 +13,16 @@ from onnxshrink.core.tensors import did_you_mean
 from onnxshrink.stages.origins import origins
 
 
-def excluded_nodes(names: Sequence[str], model: onnx.ModelProto, *, stage: str) -> dict[str, str]:
+def excluded_nodes(
+    names: Sequence[str], model: onnx.ModelProto, *, stage: str, field: str = "exclude_nodes"
+) -> dict[str, str]:
     """The nodes that the config leaves alone, each with that as its reason.
 
     Args:
         names: The stage's ``exclude_nodes``: names in ``model``, or in the model that it was optimized from.
         model: A prepared model: every node has a name.
         stage: The stage's kind, for the message.
+        field: The setting's name, for the message.
 
     Raises:
         ConfigError: No node has one of the names.
@@ -31,7 +34,7 @@ def excluded_nodes(names: Sequence[str], model: onnx.ModelProto, *, stage: str) 
         if name not in known and name not in fused:
             raise ConfigError(
                 f"there is no node {name!r} to exclude",
-                where=f"{stage}.exclude_nodes",
+                where=f"{stage}.{field}",
                 got=name,
                 want="the name of a node, such as " + ", ".join(map(repr, list(known)[:5])),
                 fix=did_you_mean(name, [*known, *fused])
