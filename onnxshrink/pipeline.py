@@ -31,6 +31,7 @@ from onnxshrink.stages.preflight import preflight
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
+from onnxshrink.verify.leaks import find_leaks
 from onnxshrink.verify.verify import Quality, Role, measure_latency, measure_quality
 
 
@@ -76,6 +77,7 @@ def run(
         trunk = memo.fold(memo.open(config.model), config.stages)
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
+        _look_for_leaks(config, memo, rows[0].reference)
         qualities = _measure_qualities(config, memo, rows, events)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
@@ -163,6 +165,21 @@ def _original(
     if config.model.weights is not None and any(isinstance(stage, Finetune) for stage in config.stages):
         return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
     return None
+
+
+def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
+    """A step whose warnings name evaluation samples that the stages have seen; `_caveats` tells equal roles."""
+    needed = {role for _, chain in config.branches() for stage in chain for role in stage.needs}
+    evaluation = memo.data_key("evaluation")
+    roles = [role for role in sorted(needed) if memo.data_key(role) not in (None, evaluation)]
+    if evaluation is None or not roles:
+        return
+    key = {"reference": reference.digest, "data": {role: memo.data_key(role) for role in (*roles, "evaluation")}}
+
+    def work(_: Path) -> Facts:
+        return find_leaks(config.data, roles, reference)
+
+    memo.once("health", "health", key, "evidence", work, uses={"onnx"})
 
 
 def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], events: Events) -> list[Quality]:

@@ -29,7 +29,7 @@ from onnxshrink.runtime.session import Session
 
 PARTS = 4
 
-BATCH_BYTES = 64 << 20
+BATCH_BYTES = 32 << 20
 """Observed activations of one batch stay below this, so that memory depends on neither model nor samples."""
 
 _MAX_BATCH = 16

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxshrink.calibration.calibrate import observe_all, save_calibration
-from onnxshrink.calibration.observe import plan_of
+from onnxshrink.calibration.calibrate import Calibration, save_calibration
+from onnxshrink.calibration.health import examine
+from onnxshrink.calibration.parts import observe_parts
 from onnxshrink.calibration.prepare import prepare
 from onnxshrink.config.stages import Calibrate
 from onnxshrink.core.artifact import Artifact, Facts
@@ -17,6 +18,8 @@ from onnxshrink.stages.context import Context
 
 def calibrate(settings: Calibrate, source: Artifact, out: Path, ctx: Context) -> Facts:  # noqa: ARG001 (a stage's form)
     """Write the statistics of every tensor that may be quantized; they serve every method and granularity.
+
+    The facts say under ``health`` whether the samples suffice, and ``warnings`` what needs doing.
 
     Args:
         settings: None yet: what is observed follows from the model.
@@ -37,15 +40,18 @@ def calibrate(settings: Calibrate, source: Artifact, out: Path, ctx: Context) ->
             raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
         return reader
 
-    calibration = observe_all(model, open_samples, events=ctx.events, step=ctx.step, name=ctx.step)
+    observed = observe_parts(model, open_samples, events=ctx.events, step=ctx.step, name=ctx.step)
+    calibration = Calibration.of(observed)
+    health = examine(observed, calibration, model)
     save_calibration(calibration, out)
-    plan = plan_of(model)
     return {
         "samples": calibration.samples,
         "tensors": len(calibration.tensors),
-        "tensors_derived": len(plan.derived),
+        "tensors_derived": len(observed.plan.derived),
         "values": sum(statistics.size for statistics in calibration.tensors.values()),
         "degenerate_tensors": calibration.degenerate(),
         "absurd_tensors": calibration.absurd(),
-        "masked_tensors": plan.masked,
+        "masked_tensors": observed.plan.masked,
+        "health": health.facts(),
+        "warnings": [str(finding) for finding in health.findings],
     }

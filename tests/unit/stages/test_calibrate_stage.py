@@ -37,6 +37,8 @@ def test_facts_tell_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert facts["samples"] == found.samples == 20
     assert facts["tensors"] == len(found.tensors)
     assert set(facts["masked_tensors"]) == {"mark", "m", "sm"}
+    assert facts["health"]["samples"][-1] == 20
+    assert len(facts["warnings"]) == len(facts["health"]["findings"])
 
 
 def test_without_samples_the_role_is_named(tmp_path: Path) -> None:
