@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import onnx
 from onnx import TensorProto, version_converter
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from onnxshrink.core.errors import ModelError
-from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, opset_of
+from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, name_nodes, opset_of, quantized_op_types
 
 QUANTIZABLE_OP_TYPES = tuple(sorted({*QLinearOpsRegistry, *QDQRegistry}))
 """Every operator type that ONNX Runtime's static quantization knows, of either format."""
 
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis, which one scale per channel needs."""
-
-_QUANTIZED_OP_TYPES = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"}
 
 
 def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
@@ -63,36 +59,21 @@ def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
     except onnx.shape_inference.InferenceError as e:
         raise ModelError(f"the types of the model cannot be inferred: {e}", where=where) from e
     add_infer_metadata(model)  # tells ONNX Runtime's quantizers not to infer again
-    _name_nodes(model.graph.node)
+    name_nodes(model)
     _refuse_float16(model, where)
     return model
 
 
-def _name_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
-    nodes = list(nodes)
-    taken = {node.name for node in nodes}
-    for place, node in enumerate(nodes):
-        name = node.name or f"{node.op_type}_{place}"
-        while not node.name and name in taken:
-            name += "_"
-        node.name = name
-        taken.add(name)
-
-
 def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
-    for node in model.graph.node:
-        if (
-            node.op_type in _QUANTIZED_OP_TYPES
-            or node.op_type.startswith("QLinear")
-            or node.op_type.endswith("Integer")
-        ):
-            raise ModelError(
-                "the model is quantized already",
-                where=where,
-                got=f"{node.op_type} {node.name!r}",
-                want="a float32 model",
-                fix="quantize the float model that this one was made from",
-            )
+    found = quantized_op_types(model)
+    if found:
+        raise ModelError(
+            "the model is quantized already",
+            where=where,
+            got=", ".join(found),
+            want="a float32 model",
+            fix="quantize the float model that this one was made from",
+        )
 
 
 def _refuse_float16(model: onnx.ModelProto, where: str) -> None:

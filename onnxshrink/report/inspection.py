@@ -17,9 +17,9 @@ from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
 from onnxshrink.report.terminal import format_bytes
-from onnxshrink.runtime.graph import input_specs, load_model, opset_of, output_specs
+from onnxshrink.runtime.graph import input_specs, load_model, opset_of, output_specs, quantized_op_types
 from onnxshrink.runtime.session import Optimization
-from onnxshrink.verify.coverage import Coverage, audit, quantized_op_types
+from onnxshrink.verify.coverage import Coverage, audit
 from onnxshrink.verify.footprint import measure_footprint
 
 _SHOWN = 8

@@ -154,6 +154,49 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, then the bodies of its If, Loop and Scan nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node or body.output:
+                    yield from graphs_of(body)
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, subgraphs included; only a name that stands twice is changed, the second time.
+
+    A node without a name becomes ``<OpType>_<index>``, and never takes the name of another.
+    """
+    graphs = list(graphs_of(model.graph))
+    taken = {node.name for graph in graphs for node in graph.node}
+    seen = {""}
+    for graph in graphs:
+        for index, node in enumerate(graph.node):
+            if node.name in seen:
+                base = name = node.name or f"{node.op_type}_{index}"
+                number = 0
+                while name in taken:
+                    number += 1
+                    name = f"{base}_{number}"
+                node.name = name
+                taken.add(name)
+            seen.add(node.name)
+
+
+def quantized_op_types(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The operators that quantize, dequantize or compute on quantized numbers, subgraphs included, sorted."""
+    marks = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits", "Bnb4", "QMoE")
+    types = {node.op_type for graph in graphs_of(model.graph) for node in graph.node}
+    return tuple(sorted(op_type for op_type in types if any(mark in op_type for mark in marks)))
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether a node quantizes, dequantizes or computes on quantized numbers."""
+    return bool(quantized_op_types(model))
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:

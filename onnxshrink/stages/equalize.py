@@ -27,11 +27,10 @@ from onnx import numpy_helper
 from onnxshrink.config.stages import Equalize
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ParityError
-from onnxshrink.runtime.graph import load_model, save_model
+from onnxshrink.runtime.graph import graphs_of, load_model, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.optimize import gather
-from onnxshrink.stages.passes import graphs_of
 
 _MOST_SWEEPS = 50
 _CONVERGED = 1e-3  # of the natural logarithm of a factor

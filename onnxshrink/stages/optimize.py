@@ -15,7 +15,15 @@ from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
 from onnxshrink.data.batching import n_samples
-from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, input_specs, load_model, opset_of, output_specs, save_model
+from onnxshrink.runtime.graph import (
+    PROTOBUF_LIMIT_BYTES,
+    input_specs,
+    is_quantized,
+    load_model,
+    opset_of,
+    output_specs,
+    save_model,
+)
 from onnxshrink.runtime.parity import AXIS_LENGTHS, axis_lengths, random_batch, reference_session, relative_errors
 from onnxshrink.runtime.quiet import quiet
 from onnxshrink.runtime.session import Session
@@ -27,7 +35,6 @@ from onnxshrink.stages.passes import (
     Pass,
     count_ops,
     domains_of,
-    is_quantized,
     strip_metadata,
 )
 

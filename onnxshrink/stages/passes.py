@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from onnx import numpy_helper
 
-from onnxshrink.runtime.graph import load_model
+from onnxshrink.runtime.graph import graphs_of, load_model, name_nodes
 from onnxshrink.runtime.session import Session
 
 Pass: TypeAlias = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, list[str]]]
@@ -121,10 +121,7 @@ def tidy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     ir_passes.RemoveUnusedNodesPass()(proto)
     ir_passes.RemoveUnusedOpsetsPass()(proto)
     model = ir.serde.serialize_model(proto)
-    used: set[str] = set()
-    for graph in graphs_of(model.graph):
-        for index, node in enumerate(graph.node):
-            node.name = _unique(node.name or f"{node.op_type}_{index}", used)
+    name_nodes(model)
     return model, []
 
 
@@ -132,16 +129,6 @@ PASSES: tuple[Pass, ...] = (strip_metadata, fold_constants, slim, run_basic, poo
 
 SAFE_ON_QUANTIZED: tuple[Pass, ...] = (strip_metadata, tidy)
 """Passes that move no QuantizeLinear: elsewhere a folded pair is a lost integer kernel."""
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph, then the bodies of its If, Loop and Scan nodes, at any depth."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                if body.node or body.output:
-                    yield from graphs_of(body)
 
 
 def count_ops(model: onnx.ModelProto) -> Counter[str]:
@@ -153,19 +140,6 @@ def domains_of(model: onnx.ModelProto) -> set[str]:
     """The operator domains that nodes use, the standard one as the empty string."""
     domains = {node.domain for graph in graphs_of(model.graph) for node in graph.node}
     return {"" if domain in _STANDARD else domain for domain in domains}
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether a node quantizes, dequantizes or computes in integers."""
-    marks = (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "MatMulNBits",
-    )
-    return any(op in marks or op.startswith(("QLinear", "QGemm")) for op in count_ops(model))
 
 
 def _why_not_pooled(

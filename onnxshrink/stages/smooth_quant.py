@@ -28,11 +28,10 @@ from onnxshrink.config.stages import SmoothQuant
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import DataError, ParityError
 from onnxshrink.data.reader import Reader
-from onnxshrink.runtime.graph import input_specs, load_model, save_model
+from onnxshrink.runtime.graph import graphs_of, input_specs, load_model, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.optimize import gather
-from onnxshrink.stages.passes import graphs_of
 
 ALPHAS = tuple(round(0.05 * step, 2) for step in range(6, 20))
 """What ``auto`` tries besides no smoothing: 0.3 to 0.95."""

@@ -125,17 +125,6 @@ def coverage_metric(path: Path, target: Target, batch: Batch) -> Metric:
     return Metric("integer_coverage", coverage.ratio, "ratio", target=target.name, note=note)
 
 
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """True where any node of the model's graph has to do with quantized numbers."""
-    return bool(quantized_op_types(model))
-
-
-def quantized_op_types(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The operators of the model's graph that quantize, dequantize or compute on quantized numbers, sorted."""
-    marks = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits", "Bnb4", "QMoE")
-    return tuple(sorted({node.op_type for node in model.graph.node if any(mark in node.op_type for mark in marks)}))
-
-
 def _computes(node: onnx.NodeProto, dtypes: Mapping[str, str]) -> bool:
     """False for products of plain integers, which are arithmetic on shapes."""
     plain = node.op_type in {"MatMul", "Gemm", "Einsum"}

@@ -20,12 +20,12 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
-from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.runtime.graph import input_specs, is_quantized, load_model
 from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
-from onnxshrink.verify.coverage import coverage_metric, is_quantized
+from onnxshrink.verify.coverage import coverage_metric
 from onnxshrink.verify.drift import measure_drift
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection

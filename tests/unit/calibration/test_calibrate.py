@@ -311,7 +311,7 @@ def test_nodes_get_names_that_depend_on_the_model_alone() -> None:
     model.graph.node[1].name = ""
     model.graph.node[2].name = "Relu_1"
     names = [node.name for node in prepare(model, where="test").graph.node]
-    assert names[1:3] == ["Relu_1_", "Relu_1"]
+    assert names[1:3] == ["Relu_1_1", "Relu_1"]
     assert len(set(names)) == len(names)
     assert model.graph.node[1].name == ""
 

@@ -24,12 +24,12 @@ from onnxshrink.config.stages import Optimize
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.errors import ModelError, ParityError
 from onnxshrink.core.events import Silent
-from onnxshrink.runtime.graph import input_specs, output_specs, save_model
+from onnxshrink.runtime.graph import input_specs, is_quantized, output_specs, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages import optimize as stage
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.optimize import optimize
-from onnxshrink.stages.passes import Pass, is_quantized
+from onnxshrink.stages.passes import Pass
 
 
 def context(npz: Path | None = None) -> Context:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxshrink.runtime.graph import graphs_of, is_quantized, name_nodes
 from onnxshrink.runtime.parity import reference_session, relative_errors
 from onnxshrink.stages import passes
 from onnxshrink.stages.passes import Pass
@@ -282,10 +283,19 @@ def test_names_of_nodes_in_subgraphs_are_unique_as_well() -> None:
     ]
     model = model_of(nodes, {"y": ["batch", 2, 4, 4], "z": ["batch", 2, 4, 4]}, {"c": np.array([True])})
     model, _ = passes.tidy(model)
-    names = [node.name for graph in passes.graphs_of(model.graph) for node in graph.node]
+    names = [node.name for graph in graphs_of(model.graph) for node in graph.node]
     assert len(names) == 4
     assert all(names)
     assert len(set(names)) == 4
+
+
+def test_no_name_that_the_user_gave_is_changed() -> None:
+    """A node without a name never takes another's, wherever that stands; a name's second bearer gives way."""
+    model = onnx.ModelProto()
+    for name in ("", "Relu_0", "twice", "twice", "", "twice_1"):
+        model.graph.node.append(helper.make_node("Relu", ["x"], ["y"], name=name))
+    name_nodes(model)
+    assert [node.name for node in model.graph.node] == ["Relu_0_1", "Relu_0", "twice", "twice_2", "Relu_4", "twice_1"]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +305,6 @@ def test_a_quantized_model_is_recognized(op: str) -> None:
     """In either of ONNX Runtime's formats."""
     model = onnx.ModelProto()
     model.graph.node.append(helper.make_node("Relu", ["x"], ["a"]))
-    assert not passes.is_quantized(model)
+    assert not is_quantized(model)
     model.graph.node.append(helper.make_node(op, ["a"], ["y"]))
-    assert passes.is_quantized(model)
+    assert is_quantized(model)
