@@ -1,12 +1,16 @@
 """Memory and CPU time of calibration: ours, with all four methods, against ONNX Runtime's calibrators.
 
     python tools/bench_calibration.py
+    python tools/bench_calibration.py --photos FOLDER
     python tools/bench_calibration.py --model model.onnx --data samples.npz --samples 64 256
 
-Every cell of the table is a process of its own, pinned to one processor, its memory limited. Peak resident memory is
-that of the whole process; CPU time is that of building the session, observing all samples and computing the ranges.
-The bare forward pass of the same model in the same session settings is the base. Without ``--model`` the network is a
-seeded MobileNet of 36 convolutions on 3 x 96 x 96 images, and samples are made batch by batch: they take no memory.
+The second is EfficientNet-Lite0 on photographs; tools/bench_efficientnet.py says what it needs and what FOLDER holds.
+They come again from the start where more samples are asked for. Every cell of the table is a process of its own, pinned
+to one processor, its memory limited. Peak resident memory is that of the whole process; CPU time is that of building
+the session, observing all samples and computing the ranges. The bare forward pass of the same model in the same session
+settings is the base. It and ONNX Runtime's calibrators get one sample at a time, as in ONNX Runtime's own examples, or
+what ``--batch`` says; ours chooses for itself. Without ``--model`` the network is a seeded MobileNet of 36 convolutions
+on 3 x 96 x 96 images, and samples are made batch by batch: they take no memory.
 """
 
 from __future__ import annotations
@@ -29,7 +33,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-BATCH = 16
 SAMPLES = (64, 256, 1024)
 METHODS = ("forward", "ours", "ort_minmax", "ort_percentile", "ort_entropy")
 LIMIT_BYTES = 12 << 30
@@ -40,7 +43,7 @@ class Samples:
 
     where = "bench"
 
-    def __init__(self, inputs: dict[str, tuple[int, ...]], count: int, data: Path | None, batch: int = BATCH) -> None:
+    def __init__(self, inputs: dict[str, tuple[int, ...]], count: int, data: Path | None, batch: int) -> None:
         self.inputs, self.count, self.data, self.batch = inputs, count, data, batch
         self.iterator = iter(self)
 
@@ -52,7 +55,8 @@ class Samples:
         for start in range(0, self.count, self.batch):
             size = min(self.batch, self.count - start)
             if self.data:
-                yield {name: arrays[name][start : start + size] for name in self.inputs}
+                rows = np.arange(start, start + size)
+                yield {name: arrays[name].take(rows, axis=0, mode="wrap") for name in self.inputs}
             else:
                 rng = np.random.default_rng(start)
                 yield {name: rng.random((size, *s), np.float32) * 2 - 1 for name, s in self.inputs.items()}
@@ -104,15 +108,24 @@ def mobilenet() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def measure(method: str, model: Path, data: Path | None, count: int) -> dict[str, float]:
+def efficientnet(folder: Path, photos: Path) -> tuple[Path, Path]:
+    """EfficientNet-Lite0 through our own export, and the calibration photographs."""
+    from bench_efficientnet import export, save_photos
+
+    data = folder / "calib.npz"
+    save_photos(photos, "calib", data)
+    return export(folder), data
+
+
+def measure(method: str, model: Path, data: Path | None, count: int, batch: int) -> dict[str, float]:
     """CPU seconds and peak bytes of one method in this process."""
     from onnxshrink.runtime.graph import input_specs, load_model
 
     specs = input_specs(load_model(model))
     inputs = {spec.name: tuple(dim for dim in spec.shape[1:] if isinstance(dim, int)) for spec in specs}
-    run_method(method, model, Samples(inputs, BATCH, data), inputs, data)  # libraries loaded, arenas grown
+    run_method(method, model, Samples(inputs, 16, data, batch), inputs, data)  # libraries loaded, arenas grown
     start = time.process_time()
-    run_method(method, model, Samples(inputs, count, data), inputs, data)
+    run_method(method, model, Samples(inputs, count, data, batch), inputs, data)
     seconds = time.process_time() - start
     return {"cpu_seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
@@ -147,7 +160,7 @@ def run_method(
             calibrator.compute_data()
 
 
-def measure_apart(method: str, model: Path, data: Path | None, count: int) -> dict[str, float] | None:
+def measure_apart(method: str, model: Path, data: Path | None, count: int, batch: int) -> dict[str, float] | None:
     """`measure` in a process of its own; None if it ran out of the memory it may have."""
 
     def confine() -> None:
@@ -155,6 +168,7 @@ def measure_apart(method: str, model: Path, data: Path | None, count: int) -> di
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     command = [sys.executable, __file__, "--model", str(model), "--measure", method, "--samples", str(count)]
+    command += ["--batch", str(batch)]
     command += ["--data", str(data)] if data else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(  # the limit must hold before anything is imported
@@ -207,24 +221,28 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a float32 ONNX model; default: a seeded MobileNet")
     parser.add_argument("--data", type=Path, help="samples for it, an npz with one array for each input")
     parser.add_argument("--samples", type=int, nargs="+", default=list(SAMPLES), help="numbers of samples")
+    parser.add_argument("--batch", type=int, default=1, help="samples in a batch of the forward pass and the rivals")
+    parser.add_argument("--photos", type=Path, help="photographs for EfficientNet-Lite0, in place of a model")
     parser.add_argument("--json", type=Path, help="write the table here as well")
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.model, options.data, options.samples[0])))
+        print(json.dumps(measure(options.measure, options.model, options.data, options.samples[0], options.batch)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model
-        if model is None:
+        model, data = options.model, options.data
+        if options.photos is not None:
+            model, data = efficientnet(Path(folder), options.photos)
+        elif model is None:
             model = Path(folder) / "mobilenet.onnx"
             onnx.save(mobilenet(), model)
         table: dict[str, dict[int, dict[str, float] | None]] = {}
         for method in METHODS:
             for count in options.samples:
-                table.setdefault(method, {})[count] = measure_apart(method, model, options.data, count)
+                table.setdefault(method, {})[count] = measure_apart(method, model, data, count, options.batch)
                 print(f"{method}, {count} samples: measured", file=sys.stderr)
     figures = show(table, options.samples)
-    result = {"table": table, "figures": figures, "limit_bytes": LIMIT_BYTES, "batch": BATCH}
+    result = {"table": table, "figures": figures, "limit_bytes": LIMIT_BYTES, "batch": options.batch}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     else:
