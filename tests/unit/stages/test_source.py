@@ -1,5 +1,3 @@
-import builtins
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch_models import Bench, source
 
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import digest_folder
-from onnxshrink.core.errors import DependencyError, ModelError
+from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.session import Session
 from onnxshrink.runtime.torch_model import load_network, read_architecture
 from onnxshrink.stages.source import open_source
@@ -112,20 +110,3 @@ def test_an_invalid_onnx_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError) as caught:
             open_source(OnnxSource(onnx=tmp_path / f"{name}.onnx"), tmp_path, seed=0)
         assert caught.value.where == str(tmp_path / f"{name}.onnx")
-
-
-def test_a_torch_source_without_torch_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The torch extra is optional; the message names it."""
-    real = builtins.__import__
-
-    def without_torch(name: str, *args: object, **kwargs: object) -> object:
-        if name.partition(".")[0] == "torch":
-            message = "No module named 'torch'"
-            raise ModuleNotFoundError(message, name="torch")
-        return real(name, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without_torch)
-    with pytest.raises(DependencyError) as caught:
-        open_source(source("linear"), tmp_path, seed=0)
-    assert caught.value.fix == "pip install 'onnxshrink[torch]'"
-    assert "torch" in sys.modules
