@@ -82,6 +82,7 @@ class Memo:
         self._sources[name] = key["settings"]
 
         def work(folder: Path) -> Facts:
+            require_torch({source.gives}, name)
             return open_source(source, folder, seed=self._seed)
 
         return self.once(name, "source", key, source.gives, work, uses={source.gives})

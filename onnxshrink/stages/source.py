@@ -9,7 +9,7 @@ from typing import assert_never
 
 from onnxshrink.config.source import FactorySource, ModelSource, OnnxSource
 from onnxshrink.core.artifact import ONNX_FILE, Facts, size_bytes
-from onnxshrink.core.errors import DependencyError, ModelError
+from onnxshrink.core.errors import ModelError
 
 
 def open_source(settings: ModelSource, out: Path, *, seed: int) -> Facts:
@@ -22,7 +22,6 @@ def open_source(settings: ModelSource, out: Path, *, seed: int) -> Facts:
 
     Raises:
         ModelError: The model cannot be built or read, or does not run on the inputs it is said to have.
-        DependencyError: The source is a torch network and torch is not installed.
     """
     match settings:
         case FactorySource():
@@ -34,17 +33,11 @@ def open_source(settings: ModelSource, out: Path, *, seed: int) -> Facts:
 
 
 def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
-    try:
-        import torch
+    import torch
 
-        from onnxshrink.runtime import torch_model as tm
-        from onnxshrink.runtime.torch_weights import load_weights
-    except ModuleNotFoundError as e:
-        raise DependencyError(
-            f"a torch network is the source, and {e.name!r} is not installed",
-            want="the torch extra",
-            fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors",
-        ) from e
+    from onnxshrink.runtime import torch_model as tm
+    from onnxshrink.runtime.torch_weights import load_weights
+
     architecture = tm.Architecture.of(settings)
     network = tm.build_network(architecture, seed=seed)
     prefix = load_weights(network, settings.weights) if settings.weights else None
