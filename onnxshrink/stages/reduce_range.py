@@ -12,6 +12,7 @@ from onnxshrink.config.stages import QuantizeStatic
 from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import Batch
+from onnxshrink.data.batching import n_samples
 from onnxshrink.runtime.graph import input_specs
 from onnxshrink.runtime.isa import Scheme
 from onnxshrink.stages.context import Context
@@ -79,12 +80,13 @@ def forecast_samples(ctx: Context, model: onnx.ModelProto) -> Iterator[Batch]:
     Raises:
         DataError: There are no calibration samples.
     """
-    reader = ctx.reader("calibration", input_specs(model), batch_size=1)
+    specs = input_specs(model)
+    reader = ctx.reader("calibration", specs, batch_size=1)
     if reader is None:  # the config refuses this; the Python API may not
         raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
     seen = 0
     for batch in reader.shard(0, max(1, len(reader) // FORECAST_SAMPLES)):
         yield batch
-        seen += len(next(iter(batch.values())))
+        seen += n_samples(batch, specs)
         if seen >= FORECAST_SAMPLES:
             return
