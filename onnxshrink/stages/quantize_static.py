@@ -34,6 +34,7 @@ from onnxshrink.runtime.session import Session
 from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
+from onnxshrink.stages.hold_float import hold_float
 from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
@@ -118,6 +119,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
                 fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
             ) from e
     strip(quantized)
+    facts["held_in_float"] = hold_float(quantized)
     if settings.compact:
         facts["compact"] = compact(quantized)
     path = save_model(quantized, out)
