@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MaxSamples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples, the first ones.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output, and nothing else.")]
 
@@ -130,6 +130,7 @@ def quantize(
         list[str] | None, typer.Option(help="Name of a node to leave in float; may be repeated.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
+    max_samples: MaxSamples = None,
     *,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -145,9 +146,19 @@ def quantize(
         "exclude_nodes": exclude or [],
     }
     with _listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = quantize_model(model, data, out, evaluation=evaluation, stage=stage, threads=threads, events=events)
+        report = quantize_model(
+            model,
+            data,
+            out,
+            evaluation=evaluation,
+            stage=stage,
+            threads=threads,
+            max_samples=max_samples,
+            events=events,
+        )
     _show(report, console, as_json=as_json)
-    console.print(f"  model   {out}", highlight=False, soft_wrap=True, markup=False)
+    for label, path in (("model ", out), ("report", out.with_suffix(".report.json"))):
+        console.print(f"  {label}  {path}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 
@@ -158,6 +169,7 @@ def compare(
     data: Annotated[Path, typer.Option(help="Samples: an .npz of the models' inputs, with `labels` for accuracy.")],
     metric: Annotated[str | None, typer.Option(help="top1, top5, mae or rmse; top1 if there are labels.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
+    max_samples: MaxSamples = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Fail above this drop, such as 0.01.")] = None,
     min_sqnr_db: Annotated[float | None, typer.Option(help="Fail below this SQNR.")] = None,
     max_latency_ratio: Annotated[
@@ -179,7 +191,16 @@ def compare(
     }
     given = {name: value for name, value in gates.items() if value is not None}
     with _listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = compare_models(reference, candidate, data, metric=metric, gates=given, threads=threads, events=events)
+        report = compare_models(
+            reference,
+            candidate,
+            data,
+            metric=metric,
+            gates=given,
+            threads=threads,
+            max_samples=max_samples,
+            events=events,
+        )
     _show(report, console, as_json=as_json)
     return 0 if report.winner else 1
 
@@ -236,6 +257,8 @@ def _show(report: Report, console: Console, *, folder: Path | None = None, as_js
     from onnxshrink.report.terminal import print_report
 
     if as_json:
-        sys.stdout.write(json.dumps(json.loads(report.to_json()), indent=2) + "\n")
+        sys.stdout.write(report.to_json())
+    elif console.quiet and report.winner is None:
+        typer.echo(report.selection, err=True)
     else:
         print_report(report, console, folder)

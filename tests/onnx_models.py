@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +129,10 @@ def artifact_of(model: Model, folder: Path) -> Artifact:
 
 
 def context_of(reader: ArrayReader, folder: Path) -> Context:
-    """A context whose `derive` observes ``reader`` and whose data roles are empty."""
+    """A context whose `derive` observes ``reader``, and whose calibration data are its arrays on disk, if any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if reader.arrays:
+        np.savez(folder / "samples.npz", **reader.arrays)
 
     def derive(stage: AnyStage, source: Artifact) -> Artifact:
         assert stage.kind == "calibrate"
@@ -139,14 +142,8 @@ def context_of(reader: ArrayReader, folder: Path) -> Context:
         save_calibration(observe_all(model, lambda _: reader), out)
         return Artifact("ranges", out, digest_folder(out))
 
-    return Context("test", DataRoles(), 0, Silent(), open=_no_source, derive=derive)
-
-
-def stored_context_of(reader: ArrayReader, folder: Path) -> Context:
-    """As `context_of`, with ``reader``'s arrays on disk as the calibration data."""
-    np.savez(folder / "samples.npz", **reader.arrays)
-    roles = DataRoles(calibration=NpzData(npz=folder / "samples.npz"))
-    return replace(context_of(reader, folder), data=roles)
+    roles = DataRoles(calibration=NpzData(npz=folder / "samples.npz")) if reader.arrays else DataRoles()
+    return Context("test", roles, 0, Silent(), open=_no_source, derive=derive)
 
 
 def _no_source(_: object) -> Artifact:

@@ -200,7 +200,7 @@ class QuantizeStatic(StageSettings):
     """How the range of an activation follows from its observed values."""
     percentile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.9999
     """For `method: percentile`: share of the values that the range covers."""
-    bias_correction: bool = False
+    bias_correction: bool = True
     """Take what rounding the weights adds to each channel's mean, on the calibration samples, out of its bias."""
     reduce_range: Literal["auto"] | bool = "auto"
     """Use 7 bits for weights. `auto` does so where `isa` is x86_avx2, for those weights whose layers saturate on

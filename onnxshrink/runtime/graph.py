@@ -187,7 +187,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 def quantized_op_types(model: onnx.ModelProto) -> tuple[str, ...]:
     """The operators that quantize, dequantize or compute on quantized numbers, subgraphs included, sorted."""
-    marks = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits", "Bnb4", "QMoE")
+    marks = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "QAttention", "NBits", "Bnb4", "QMoE")
     types = {node.op_type for graph in graphs_of(model.graph) for node in graph.node}
     return tuple(sorted(op_type for op_type in types if any(mark in op_type for mark in marks)))
 

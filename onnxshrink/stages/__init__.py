@@ -25,7 +25,7 @@ from onnxshrink.stages.context import Context, Work
 __all__ = ["Context", "Work", "work_of"]
 
 
-def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912 (a table has as many arms as rows)
+def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912  one arm for each stage
     """The function that does a stage's work, its settings bound.
 
     Imports are local so that a run loads only the frameworks of the stages it has to run: a cached torch trunk costs no

@@ -22,7 +22,7 @@ def preflight(config: RunConfig) -> None:
         ShrinkError: Of the kind that the mistake is.
     """
     stages = [stage for _, chain in config.branches() for stage in chain]
-    require_torch({config.model.gives, *(stage.takes for stage in stages)}, "the model")
+    require_torch({config.model.gives, *(stage.takes for stage in stages)}, "the config")
     _refuse_misfits(config)
     for target in config.targets:
         require_provider(target)

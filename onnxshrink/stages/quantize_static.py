@@ -7,7 +7,9 @@ ranges the graph equals that of ``onnxruntime.quantization.quantize_static`` byt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +41,7 @@ from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
 _BATCH = 4
+_NOTHING = "the model has no node that static quantization could take"
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Activation type, weight type.
 _TYPES = {
@@ -65,10 +68,96 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         DataError: The calibration samples do not fit.
         ModelError: The model is quantized already, computes in float16, or cannot be loaded when quantized.
     """
+    loaded = load_model(source.model_path)
+    before: Facts = {"opset_before": opset_of(loaded), "bytes_before": size_bytes(source.path)}
+    with captured_warnings() as warnings, quantizer_errors(ctx.step):
+        plan = plan_static(settings, loaded, source, ctx)
+        facts = before | plan.facts
+        if plan.declined:
+            save_model(loaded, out)
+            ctx.events.warned(f"{ctx.step}: {plan.declined}; it stays in float")
+            return facts | {"declined": plan.declined, "bytes_after": size_bytes(out), "quantized_nodes": {}}
+        model = plan.model
+        if settings.bias_correction:
+            model, facts["bias_correction"] = plan.corrected(ctx)
+        quantized = plan.quantized(model=model)
+    strip(quantized)
+    facts["held_in_float"] = hold_float(quantized)
+    if settings.compact:
+        facts["compact"] = compact(quantized)
+    path = save_model(quantized, out)
+    require_valid(path)
+    Session(path, name=ctx.step)
+    in_float = _float_nodes(quantized, settings.format)
+    return facts | {
+        "bytes_after": size_bytes(out),
+        "activations": _quantized_activations(quantized, plan.activations),
+        "ranges": len(plan.ranges),
+        **_node_facts(plan.model.graph.node, _op_types(settings), plan.excluded, in_float),
+        "warnings": warnings,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class StaticPlan:
+    """What is decided before a model is quantized; it serves any choice of further nodes to leave in float.
+
+    Attributes:
+        settings: The stage's, with types, instruction set and whether all weights get 7 bits.
+        model: The prepared float model; every use copies it.
+        excluded: Names of nodes that stay in float, each with the reason.
+        ranges: A range for every activation that may be quantized.
+        activations: Every tensor that was observed.
+        reduced: Weights that get 7 bits, each with the axis of its scales.
+        facts: What was decided and why.
+        declined: Why there is nothing to quantize; then the rest is empty.
+    """
+
+    settings: QuantizeStatic
+    model: onnx.ModelProto
+    excluded: Mapping[str, str]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    activations: frozenset[str] = frozenset()
+    reduced: Mapping[str, int | None] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+    declined: str | None = None
+
+    def quantized(self, exclude: Iterable[str] = (), *, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        """What ONNX Runtime's quantizers make of ``model``, the plan's own by default, without ``exclude`` as well."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model or self.model)
+        nodes = [*self.excluded, *exclude]
+        return quantized_model(copy, self.ranges, self.settings, exclude=nodes, reduced=self.reduced)
+
+    def corrected(self, ctx: Context) -> tuple[onnx.ModelProto, Facts]:
+        """The float model whose biases make up for what quantization does to its weights, and facts.
+
+        Raises:
+            DataError: There are no calibration samples.
+        """
+        reader = ctx.reader("calibration", input_specs(self.model), batch_size=_BATCH)
+        if reader is None:  # the config refuses this; the Python API may not
+            raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
+        return correct_bias(self.model, self.quantized(), reader, name=ctx.step)
+
+
+def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artifact, ctx: Context) -> StaticPlan:
+    """Decide on types, ranges, 7-bit weights and the nodes that have to stay in float.
+
+    Args:
+        settings: The stage's.
+        loaded: The model of ``source``.
+        source: A float32 model, whose calibration is derived.
+        ctx: The run.
+
+    Raises:
+        ConfigError: An operator type or a node name that is not there.
+        DataError: The calibration samples do not fit.
+        ModelError: The model is quantized already, or computes in float16.
+    """
     isa = detect_isa() if settings.isa == "auto" else settings.isa
     scheme = resolve_scheme(isa, types=settings.types, format=settings.format, op_types=settings.op_types)
     settings = settings.model_copy(update={"types": scheme.types, "isa": isa})
-    loaded = load_model(source.model_path)
     model = prepare(loaded, where=ctx.step)
     op_types = _op_types(settings)
     excluded = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
@@ -79,70 +168,36 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         "scheme": list(scheme.reasons),
         "format": settings.format,
         "method": settings.method,
-        "opset_before": opset_of(loaded),
         "opset_after": opset_of(model),
-        "bytes_before": size_bytes(source.path),
     }
     if not any(node.op_type in op_types and node.name not in excluded for node in model.graph.node):
-        save_model(loaded, out)
-        declined = "the model has no node that static quantization could take"
-        ctx.events.warned(f"{ctx.step}: {declined}; it stays in float")
-        return facts | {"declined": declined, "bytes_after": size_bytes(out), "quantized_nodes": {}}
+        return StaticPlan(settings, model, excluded, facts=facts, declined=_NOTHING)
 
     calibration = load_calibration(ctx.derive(Calibrate(), source).path)
     unfit = calibration.absurd() | masked_tensors(model)
+    facts["absurd_tensors"] = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     excluded |= _nodes_at(unfit, model, op_types)
     ranges = ranges_of(calibration, settings.method, percentile=settings.percentile, leave_out=unfit)
-    before = list(model.graph.node)
-    absurd = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
-    activations = set(calibration.tensors)
-
-    def trial(settings: QuantizeStatic, reduced: Mapping[str, int | None] = MappingProxyType({})) -> onnx.ModelProto:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return quantized_model(copy, ranges, settings, exclude=excluded, reduced=reduced)
-
-    with captured_warnings() as warnings:
-        try:
-            reduced = reduced_range(settings, scheme, trial, model, forecast_samples(ctx, model))
-            facts |= reduced.facts
-            settings = settings.model_copy(update={"reduce_range": reduced.everywhere})
-            if settings.bias_correction:
-                quantized = trial(settings, reduced.weights)
-                model, facts["bias_correction"] = _with_corrected_bias(model, quantized, ctx)
-            quantized = quantized_model(model, ranges, settings, exclude=excluded, reduced=reduced.weights)
-        except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on a graph they do not understand
-            raise ModelError(
-                f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
-                where=ctx.step,
-                got=type(e).__name__,
-                fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
-            ) from e
-    strip(quantized)
-    facts["held_in_float"] = hold_float(quantized)
-    if settings.compact:
-        facts["compact"] = compact(quantized)
-    path = save_model(quantized, out)
-    require_valid(path)
-    Session(path, name=ctx.step)
-    return facts | {
-        "bytes_after": size_bytes(out),
-        "activations": _quantized_activations(quantized, activations),
-        "ranges": len(ranges),
-        **_node_facts(before, op_types, excluded, _float_nodes(quantized, settings.format)),
-        "absurd_tensors": absurd,
-        "warnings": warnings,
-    }
+    plan = StaticPlan(settings, model, excluded, ranges, frozenset(calibration.tensors), facts=facts)
+    reduced = reduced_range(
+        settings, scheme, lambda other: replace(plan, settings=other).quantized(), model, forecast_samples(ctx, model)
+    )
+    settings = settings.model_copy(update={"reduce_range": reduced.everywhere})
+    return replace(plan, settings=settings, reduced=reduced.weights, facts=facts | reduced.facts)
 
 
-def _with_corrected_bias(
-    model: onnx.ModelProto, quantized: onnx.ModelProto, ctx: Context
-) -> tuple[onnx.ModelProto, Facts]:
-    """The float model whose biases make up for what quantization does to its weights, and facts."""
-    reader = ctx.reader("calibration", input_specs(model), batch_size=_BATCH)
-    if reader is None:  # the config refuses this; the Python API may not
-        raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
-    return correct_bias(model, quantized, reader, name=ctx.step)
+@contextmanager
+def quantizer_errors(step: str) -> Iterator[None]:
+    """Turn what ONNX Runtime's quantizers raise on a graph they do not understand into a ModelError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, KeyError) as e:
+        raise ModelError(
+            f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
+            where=step,
+            got=type(e).__name__,
+            fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
+        ) from e
 
 
 def quantized_model(
@@ -209,7 +264,7 @@ def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iter
     return {node: f"{tensor!r} {tensors[tensor]}" for node, tensor in touching.items() if tensor is not None}
 
 
-def _quantized_activations(model: onnx.ModelProto, activations: set[str]) -> int:
+def _quantized_activations(model: onnx.ModelProto, activations: Set[str]) -> int:
     """Activations of the float model that the result holds in 8 bits."""
     quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     quantized |= {

@@ -203,12 +203,11 @@ def _failed_gates(variant: Candidate) -> str:
 
 def _why(winner: Candidate, criterion: Select, *, n_fit: int, n_variants: int) -> str:
     """Why the winner, and what of it a person must know: open gates, and a speed below the reference's."""
-    field = "both" if n_fit == 2 else f"the {n_fit}"
-    parts = [f"{winner.name}: the {criterion.replace('_', ' ')} of {field} variants that failed no gate"]
+    field = f"{n_fit} variants" + (" that failed no gate" if n_fit < n_variants else "")
+    why = f"the {criterion.replace('_', ' ')} of {field}"
     if n_fit == 1:
-        parts = [f"{winner.name}: the only one of {n_variants} variants that failed no gate"]
-    if n_variants == 1:
-        parts = [f"{winner.name}: no gate failed"]
+        why = "the only variant" + (f" of {n_variants} that failed no gate" if n_variants > 1 else "")
+    parts = [f"selected {winner.name}: {why}"]
     undecided = dict.fromkeys(verdict.gate for verdict in winner.verdicts if verdict.outcome == "inconclusive")
     if undecided:
         parts.append(f"inconclusive: {', '.join(undecided)}")

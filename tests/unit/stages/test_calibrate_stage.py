@@ -10,6 +10,7 @@ import onnx_models as nets
 import pytest
 
 from onnxshrink.calibration.calibrate import load_calibration
+from onnxshrink.config.data import DataRoles
 from onnxshrink.config.stages import Calibrate
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import TensorSpec
@@ -46,5 +47,5 @@ def test_without_samples_the_role_is_named(tmp_path: Path) -> None:
     source = nets.artifact_of(nets.cnn(), tmp_path / "source")
     ctx = nets.context_of(nets.ArrayReader({}), tmp_path)
     with pytest.raises(DataError, match="no calibration samples") as error:
-        calibrate(Calibrate(), source, tmp_path, ctx)
+        calibrate(Calibrate(), source, tmp_path, replace(ctx, data=DataRoles()))
     assert "`calibration`" in str(error.value)

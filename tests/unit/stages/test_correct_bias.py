@@ -110,4 +110,4 @@ def test_stage_drifts_less_with_it(tmp_path: Path) -> None:
         errors[corrects] = np.square(Session(out / "model.onnx").run(test)["y"] - want).mean()
     assert errors[True] < 0.95 * errors[False]
     with pytest.raises(DataError, match="no calibration samples"):
-        quantize_static(QuantizeStatic(bias_correction=True), source, tmp_path, ctx)
+        quantize_static(QuantizeStatic(), source, tmp_path, replace(ctx, data=DataRoles()))

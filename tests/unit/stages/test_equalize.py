@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx_models as nets
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxshrink.config.data import DataRoles
 from onnxshrink.config.stages import Equalize
 from onnxshrink.core.errors import ParityError
 from onnxshrink.runtime.session import Session
@@ -88,7 +90,7 @@ def test_stage_checks_itself(tmp_path: Path) -> None:
     """The stage writes a model with the same numbers and says what it compared; beyond the limit it raises."""
     model = chain("Relu", [[7, 0.1], [0.2, 0.3]], [1, 1], [[0.5, 2], [0.25, 1]])
     source = nets.artifact_of(model, tmp_path / "source")
-    ctx = nets.context_of(nets.ArrayReader(nets.samples_of(model, 4)), tmp_path)
+    ctx = replace(nets.context_of(nets.ArrayReader(nets.samples_of(model, 4)), tmp_path), data=DataRoles())
     facts = equalize(Equalize(), source, tmp_path, ctx)
     assert facts["max_error"] <= 1e-5
     assert facts["samples_from"] == "seeded random values"

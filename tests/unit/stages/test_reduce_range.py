@@ -43,7 +43,7 @@ def two_layers() -> nets.Model:
 def context(tmp_path: Path, count: int = 40) -> Context:
     """A context with calibration samples on disk, all positive."""
     x = np.abs(np.random.default_rng(1).normal(3, 1, (count, 16))).astype(np.float32)
-    return nets.stored_context_of(nets.ArrayReader({"x": x}), tmp_path)
+    return nets.context_of(nets.ArrayReader({"x": x}), tmp_path)
 
 
 def run_stage(tmp_path: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

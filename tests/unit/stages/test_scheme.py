@@ -29,7 +29,7 @@ def test_types_follow_the_processor_and_the_facts_say_why(isa: Any, types: str |
     """`types: auto` is resolved for `isa`, from any host; the facts hold both and a reason."""
     model = nets.cnn()
     (tmp_path / "out").mkdir()
-    context = nets.stored_context_of(nets.ArrayReader(nets.samples_of(model, 4)), tmp_path)
+    context = nets.context_of(nets.ArrayReader(nets.samples_of(model, 4)), tmp_path)
     source = nets.artifact_of(model, tmp_path / "source")
     facts = quantize_static(QuantizeStatic(isa=isa), source, tmp_path / "out", context)
     assert facts["isa"] == (detect_isa() if isa == "auto" else isa)

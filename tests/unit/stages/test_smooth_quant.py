@@ -99,4 +99,4 @@ def test_stage_writes_and_checks(tmp_path: Path) -> None:
         numpy_helper.to_array(written.graph.initializer[0]), numpy_helper.to_array(model.graph.initializer[0])
     )
     with pytest.raises(DataError, match="no calibration samples"):
-        smooth_quant(SmoothQuant(), source, tmp_path, bare)
+        smooth_quant(SmoothQuant(), source, tmp_path, replace(bare, data=DataRoles()))

@@ -52,7 +52,14 @@ def test_strict_fails_what_is_not_proved() -> None:
 
 @pytest.mark.parametrize(
     "gate",
-    ["max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms", "min_integer_coverage"],
+    [
+        "max_accuracy_drop",
+        "min_sqnr_db",
+        "max_size",
+        "max_latency_ratio",
+        "max_latency_ms",
+        "min_integer_coverage",
+    ],
 )
 def test_what_was_not_measured_fails(gate: str) -> None:
     """No metric, no pass."""
@@ -156,7 +163,7 @@ def test_each_criterion_has_its_winner() -> None:
     assert select(ROWS, "smallest")[0] == "int8"
     assert select(ROWS, "most_accurate")[0] == "fp32"
     assert select(ROWS, "fastest")[0] == "int8_per_channel"
-    assert select(ROWS, "smallest")[1] == "int8: the smallest of the 3 variants that failed no gate"
+    assert select(ROWS, "smallest")[1] == "selected int8: the smallest of 3 variants that failed no gate"
 
 
 def test_ties_fall_to_the_other_criteria_then_to_the_order() -> None:
