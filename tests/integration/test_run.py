@@ -230,9 +230,10 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path) -> None:
         (["model.inputs={picture: {shape: [batch, 1, 6, 6]}, mask: {shape: [batch]}}"], "picture"),
         (["model.inputs.image.shape=[batch, 1, 7, 7]"], "shape"),
         (["model.inputs.image.dtype=float64"], "float64"),
-        (["targets=[{provider: cuda}]"], "onnxruntime-gpu"),
+        (["targets=[{provider: cuda}]"], "fp16 on CUDA"),
+        (["variants={fp32: []}", "targets=[{provider: cuda}]"], "onnxruntime-gpu"),
     ):
-        if "cuda" in overrides[0] and "CUDAExecutionProvider" in ort.get_available_providers():
+        if "fp32" in overrides[0] and "CUDAExecutionProvider" in ort.get_available_providers():
             continue
         result = onnxshrink("run", "cfg.yaml", *(part for o in overrides for part in ("--set", o)), cwd=tmp_path)
         assert result.returncode == 2, (overrides, result.stderr)
