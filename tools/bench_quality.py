@@ -134,7 +134,7 @@ def quantized(folder: Path, model: Path, calibration: Path, evaluation: Path) ->
     tensor = best | {"granularity": "per_tensor"}
     document["variants"] = {
         "fp32": [],
-        "plain": [{"kind": "quantize_static", "types": "u8s8"}],
+        "plain": [{"kind": "quantize_static", "types": "u8s8", "bias_correction": False}],
         "corrected": [best | {"compact": True}],
         "tensor": [tensor],
         "tensor_equalized": [{"kind": "equalize"}, tensor],
