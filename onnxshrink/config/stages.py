@@ -180,14 +180,13 @@ class Calibrate(StageSettings):
     kind: Literal["calibrate"] = "calibrate"
 
 
-class QuantizeStatic(StageSettings):
-    """ONNX Runtime's static quantization, with ranges from our own one-pass calibration."""
+class StaticQuantization(StageSettings):
+    """What the stages of static quantization have in common."""
 
     takes: ClassVar[Kind] = "onnx"
     gives: ClassVar[Kind] = "onnx"
     needs: ClassVar[tuple[Role, ...]] = ("calibration",)
 
-    kind: Literal["quantize_static"] = "quantize_static"
     granularity: Literal["per_tensor", "per_channel"] = "per_channel"
     """One scale for each weight tensor, or one for each of its output channels."""
     types: Literal["auto", "u8s8", "s8s8", "u8u8"] = "auto"
@@ -211,6 +210,27 @@ class QuantizeStatic(StageSettings):
     """Quantize only these operator types; None takes all that ONNX Runtime can."""
     exclude_nodes: tuple[str, ...] = ()
     """Names of nodes to leave in float. A name that matches nothing is an error."""
+
+
+class QuantizeStatic(StaticQuantization):
+    """ONNX Runtime's static quantization, with ranges from our own one-pass calibration."""
+
+    kind: Literal["quantize_static"] = "quantize_static"
+
+
+class QuantizeMixed(StaticQuantization):
+    """Static quantization with the nodes that drift most, for what they cost, left in float: found by measuring."""
+
+    kind: Literal["quantize_mixed"] = "quantize_mixed"
+    min_sqnr_db: float = 20.0
+    """Nodes return to float until the outputs are this near the float model's, on some calibration samples."""
+    max_float_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Share of the multiply-accumulates that may return to float."""
+
+    def static(self, exclude_nodes: tuple[str, ...]) -> QuantizeStatic:
+        """Static quantization as set here, with these nodes left in float."""
+        shared = {name: getattr(self, name) for name in StaticQuantization.model_fields}
+        return QuantizeStatic(**(shared | {"exclude_nodes": exclude_nodes}))
 
 
 class QuantizeDynamic(StageSettings):
@@ -275,6 +295,7 @@ Stage: TypeAlias = Annotated[
     | Equalize
     | SmoothQuant
     | QuantizeStatic
+    | QuantizeMixed
     | QuantizeDynamic
     | QuantizeWeights
     | ToFp16,
@@ -291,6 +312,7 @@ AnyStage: TypeAlias = (
     | Equalize
     | SmoothQuant
     | QuantizeStatic
+    | QuantizeMixed
     | QuantizeDynamic
     | QuantizeWeights
     | ToFp16

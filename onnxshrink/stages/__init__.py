@@ -15,6 +15,7 @@ from onnxshrink.config.stages import (
     Optimize,
     PruneChannels,
     QuantizeDynamic,
+    QuantizeMixed,
     QuantizeStatic,
     QuantizeWeights,
     SmoothQuant,
@@ -68,6 +69,10 @@ def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912  one arm for each s
             from onnxshrink.stages.quantize_static import quantize_static
 
             return partial(quantize_static, stage)
+        case QuantizeMixed():
+            from onnxshrink.stages.quantize_mixed import quantize_mixed
+
+            return partial(quantize_mixed, stage)
         case QuantizeDynamic():
             from onnxshrink.stages.quantize_dynamic import quantize_dynamic
 

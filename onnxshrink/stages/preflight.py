@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import Distill, Finetune, QuantizeStatic
+from onnxshrink.config.stages import Distill, Finetune, StaticQuantization
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
@@ -50,7 +50,7 @@ def _refuse_misfits(config: RunConfig) -> None:
     for name, chain in config.branches():
         for stage in chain:
             for target in config.targets:
-                if isinstance(stage, QuantizeStatic):
+                if isinstance(stage, StaticQuantization):
                     isa = detect_isa() if stage.isa == "auto" else stage.isa
                     resolve_scheme(isa, target.provider, where=f"variants.{name}, on {target.name}")
 

@@ -7,8 +7,8 @@ ranges the graph equals that of ``onnxruntime.quantization.quantize_static`` byt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -70,7 +70,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     """
     loaded = load_model(source.model_path)
     before: Facts = {"opset_before": opset_of(loaded), "bytes_before": size_bytes(source.path)}
-    with captured_warnings() as warnings, quantizer_errors(ctx.step):
+    with captured_warnings() as warnings:
         plan = plan_static(settings, loaded, source, ctx)
         facts = before | plan.facts
         if plan.declined:
@@ -93,7 +93,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         "bytes_after": size_bytes(out),
         "activations": _quantized_activations(quantized, plan.activations),
         "ranges": len(plan.ranges),
-        **_node_facts(plan.model.graph.node, _op_types(settings), plan.excluded, in_float),
+        **_node_facts(plan.model.graph.node, quantizable_op_types(settings), plan.excluded, in_float),
         "warnings": warnings,
     }
 
@@ -103,6 +103,7 @@ class StaticPlan:
     """What is decided before a model is quantized; it serves any choice of further nodes to leave in float.
 
     Attributes:
+        step: What to call the stage in messages.
         settings: The stage's, with types, instruction set and whether all weights get 7 bits.
         model: The prepared float model; every use copies it.
         excluded: Names of nodes that stay in float, each with the reason.
@@ -113,6 +114,7 @@ class StaticPlan:
         declined: Why there is nothing to quantize; then the rest is empty.
     """
 
+    step: str
     settings: QuantizeStatic
     model: onnx.ModelProto
     excluded: Mapping[str, str]
@@ -123,11 +125,23 @@ class StaticPlan:
     declined: str | None = None
 
     def quantized(self, exclude: Iterable[str] = (), *, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
-        """What ONNX Runtime's quantizers make of ``model``, the plan's own by default, without ``exclude`` as well."""
+        """What ONNX Runtime's quantizers make of ``model``, the plan's own by default, with ``exclude`` left as well.
+
+        Raises:
+            ModelError: They do not understand the graph.
+        """
         copy = onnx.ModelProto()
         copy.CopyFrom(model or self.model)
         nodes = [*self.excluded, *exclude]
-        return quantized_model(copy, self.ranges, self.settings, exclude=nodes, reduced=self.reduced)
+        try:
+            return quantized_model(copy, self.ranges, self.settings, exclude=nodes, reduced=self.reduced)
+        except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on such a graph
+            raise ModelError(
+                f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
+                where=self.step,
+                got=type(e).__name__,
+                fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
+            ) from e
 
     def corrected(self, ctx: Context) -> tuple[onnx.ModelProto, Facts]:
         """The float model whose biases make up for what quantization does to its weights, and facts.
@@ -159,7 +173,7 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
     scheme = resolve_scheme(isa, types=settings.types, format=settings.format, op_types=settings.op_types)
     settings = settings.model_copy(update={"types": scheme.types, "isa": isa})
     model = prepare(loaded, where=ctx.step)
-    op_types = _op_types(settings)
+    op_types = quantizable_op_types(settings)
     excluded = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
     facts: Facts = {
         "granularity": settings.granularity,
@@ -171,33 +185,19 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
         "opset_after": opset_of(model),
     }
     if not any(node.op_type in op_types and node.name not in excluded for node in model.graph.node):
-        return StaticPlan(settings, model, excluded, facts=facts, declined=_NOTHING)
+        return StaticPlan(ctx.step, settings, model, excluded, facts=facts, declined=_NOTHING)
 
     calibration = load_calibration(ctx.derive(Calibrate(), source).path)
     unfit = calibration.absurd() | masked_tensors(model)
     facts["absurd_tensors"] = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     excluded |= _nodes_at(unfit, model, op_types)
     ranges = ranges_of(calibration, settings.method, percentile=settings.percentile, leave_out=unfit)
-    plan = StaticPlan(settings, model, excluded, ranges, frozenset(calibration.tensors), facts=facts)
+    plan = StaticPlan(ctx.step, settings, model, excluded, ranges, frozenset(calibration.tensors), facts=facts)
     reduced = reduced_range(
         settings, scheme, lambda other: replace(plan, settings=other).quantized(), model, forecast_samples(ctx, model)
     )
     settings = settings.model_copy(update={"reduce_range": reduced.everywhere})
     return replace(plan, settings=settings, reduced=reduced.weights, facts=facts | reduced.facts)
-
-
-@contextmanager
-def quantizer_errors(step: str) -> Iterator[None]:
-    """Turn what ONNX Runtime's quantizers raise on a graph they do not understand into a ModelError."""
-    try:
-        yield
-    except (ValueError, RuntimeError, KeyError) as e:
-        raise ModelError(
-            f"ONNX Runtime cannot quantize the model: {str(e).strip().partition(chr(10))[0]}",
-            where=step,
-            got=type(e).__name__,
-            fix="name the nodes at fault in exclude_nodes, or choose the other format (qdq, qoperator)",
-        ) from e
 
 
 def quantized_model(
@@ -223,7 +223,7 @@ def quantized_model(
         CalibrationMethod.MinMax,
         {name: TensorData(lowest=np.float32(lo), highest=np.float32(hi)) for name, (lo, hi) in ranges.items()},
     )
-    op_types = list(_op_types(settings))
+    op_types = list(quantizable_op_types(settings))
     per_channel, reduce_all = settings.granularity == "per_channel", settings.reduce_range is True
     options = {"TensorQuantOverrides": {name: [_seven_bits(axis)] for name, axis in reduced.items()}} if reduced else {}
     shared: tuple[Any, ...] = (weight_type, activation_type, limits, [], list(exclude), op_types, options)
@@ -243,7 +243,8 @@ def _seven_bits(axis: int | None) -> dict[str, Any]:
     return {"reduce_range": True} | ({} if axis is None else {"axis": axis})
 
 
-def _op_types(settings: QuantizeStatic) -> tuple[str, ...]:
+def quantizable_op_types(settings: QuantizeStatic) -> tuple[str, ...]:
+    """The operator types that the settings let ONNX Runtime quantize, sorted."""
     return chosen_op_types(
         settings.op_types,
         QUANTIZABLE_OP_TYPES,
@@ -264,7 +265,7 @@ def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iter
     return {node: f"{tensor!r} {tensors[tensor]}" for node, tensor in touching.items() if tensor is not None}
 
 
-def _quantized_activations(model: onnx.ModelProto, activations: Set[str]) -> int:
+def _quantized_activations(model: onnx.ModelProto, activations: AbstractSet[str]) -> int:
     """Activations of the float model that the result holds in 8 bits."""
     quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     quantized |= {
