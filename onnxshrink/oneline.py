@@ -14,7 +14,7 @@ from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.report import Report
-from onnxshrink.core.store import write_atomically
+from onnxshrink.core.store import require_output, write_atomically
 from onnxshrink.core.tensors import LABELS
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
@@ -52,12 +52,7 @@ def quantize(
         ShrinkError: Something the user can fix.
     """
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
-    if out.resolve() in {file.resolve() for file in (model, data, evaluation or data)}:
-        raise ConfigError("the output would overwrite an input", where=str(out), fix="name another file: -o PATH")
-    if out.is_dir():
-        raise ConfigError("the output is a folder", where=str(out), want="a file", fix=f"-o {out / 'model.onnx'}")
-    if not out.parent.is_dir():
-        raise ConfigError("the output's folder is not there", where=str(out.parent), fix=f"mkdir -p {out.parent}")
+    require_output(out, model, data, evaluation or data)
     config = _config(
         model,
         calibration=data,

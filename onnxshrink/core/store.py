@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_folder, files_of
-from onnxshrink.core.errors import StoreError
+from onnxshrink.core.errors import ConfigError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,20 @@ class Store:
                     shutil.rmtree(place)
                 finally:
                     os.close(lock)
+
+
+def require_output(out: Path, *inputs: Path) -> None:
+    """Refuse a file to write, before any work, that cannot be written or would overwrite an input.
+
+    Raises:
+        ConfigError: It is one of ``inputs`` or a folder, or its folder is not there.
+    """
+    if out.resolve() in {file.resolve() for file in inputs}:
+        raise ConfigError("the output would overwrite an input", where=str(out), fix="name another file: -o PATH")
+    if out.is_dir():
+        raise ConfigError("the output is a folder", where=str(out), want="a file", fix="name a file in it: -o PATH")
+    if not out.parent.is_dir():
+        raise ConfigError("the output's folder is not there", where=str(out.parent), fix=f"mkdir -p {out.parent}")
 
 
 def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None) -> None:

@@ -1,0 +1,91 @@
+"""Which nodes of a model suffer in 8 bits, and the stage that leaves the worst of them in float."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from onnxshrink.config.data import DataRoles, NpzData
+from onnxshrink.config.source import OnnxSource
+from onnxshrink.config.stages import Optimize, QuantizeMixed
+from onnxshrink.core.artifact import Facts
+from onnxshrink.core.errors import ConfigError, ModelError
+from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.store import Store
+from onnxshrink.stages.memo import Memo
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What was found of a model.
+
+    Attributes:
+        model: Path of the file.
+        stage: The stage to put into a config, behind ``optimize``: plain values, ``exclude_nodes`` among them.
+        facts: What `quantize_mixed` said: each group under ``sensitivity``, the most worthwhile first.
+    """
+
+    model: str
+    stage: Mapping[str, Any]
+    facts: Facts
+
+    def to_json(self) -> str:
+        """Everything as JSON text."""
+        names = ("sqnr_db_int8", "sqnr_db_mixed", "min_sqnr_db", "max_float_ratio", "reached", "float_ratio")
+        document = {"model": self.model, **{name: self.facts[name] for name in names}}
+        document |= {"stage": dict(self.stage), "sensitivity": self.facts["sensitivity"]}
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+    def to_yaml(self) -> str:
+        """The stage as one item of a config's list of stages."""
+        yaml, text = YAML(), io.StringIO()
+        yaml.indent(mapping=2, sequence=4, offset=2)
+        yaml.width = 120
+        yaml.dump([dict(self.stage)], text)
+        return text.getvalue()
+
+
+def find_sensitivity(
+    model: Path,
+    data: Path,
+    *,
+    stage: Mapping[str, Any] | None = None,
+    max_samples: int | None = None,
+    events: Events | None = None,
+) -> Proposal:
+    """Optimize a model, measure each group of its nodes, and choose what returns to float.
+
+    Args:
+        model: The float ``.onnx`` file.
+        data: Calibration samples, ``.npz``.
+        stage: Settings of `QuantizeMixed` that differ from the defaults.
+        max_samples: Use at most this many samples, the first ones.
+        events: Listener for progress.
+
+    Raises:
+        ConfigError: A file is not there.
+        ModelError: The model has nothing to quantize.
+        ShrinkError: As of `quantize_static`.
+    """
+    for name, file in (("model", model), ("data", data)):
+        if not file.is_file():
+            want = "data.npz" if name == "data" else "model.onnx"
+            raise ConfigError(f"there is no file {file}", where=name, want=want)
+    settings = QuantizeMixed.model_validate(dict(stage or {}))
+    roles = DataRoles(calibration=NpzData.model_validate({"npz": data, "max_samples": max_samples}))
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+        memo = Memo(Store(Path(folder)), roles, 0, events or Silent())
+        memo.fold(memo.open(OnnxSource(onnx=model)), [Optimize(), settings])
+        facts = next(step.facts for step in memo.steps if step.kind == settings.kind)
+    if "declined" in facts:
+        raise ModelError(facts["declined"], where=str(model), want="MatMul, Gemm, Conv or the like")
+    excluded = (*settings.exclude_nodes, *facts["returned"])
+    static = settings.static(excluded).model_dump(mode="json", exclude_defaults=True)
+    return Proposal(str(model), {"kind": "quantize_static"} | static, facts)

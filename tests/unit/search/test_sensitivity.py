@@ -1,0 +1,94 @@
+"""The command ``sensitivity``: a table within 80 columns, and a stage that can be pasted into a config."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_models as nets
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from onnxshrink.cli import app
+from onnxshrink.config.load import load_config
+from onnxshrink.config.stages import QuantizeStatic
+from onnxshrink.core.errors import ConfigError, ModelError
+from onnxshrink.report.sensitivity import print_sensitivity
+from onnxshrink.search.sensitivity import Proposal, find_sensitivity
+
+STAGE = {"types": "u8s8", "reduce_range": False, "min_sqnr_db": 200, "max_float_ratio": 0.5}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small CNN and samples for it."""
+    folder = tmp_path_factory.mktemp("files")
+    onnx.save(nets.cnn(), folder / "model.onnx")
+    np.savez(folder / "calib.npz", **nets.samples_of(nets.cnn(), 32))
+    return folder / "model.onnx", folder / "calib.npz"
+
+
+@pytest.fixture(scope="module")
+def found(files: tuple[Path, Path]) -> Proposal:
+    return find_sensitivity(*files, stage=STAGE)
+
+
+def test_the_stage_can_be_pasted(found: Proposal, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """The YAML is one item of a list of stages, and a config with it is accepted as it means."""
+    head = f"model: {{onnx: {files[0]}}}\ndata: {{calibration: {{npz: {files[1]}}}}}\nvariants:\n  mixed:\n"
+    (tmp_path / "run.yaml").write_text(head + "".join(f"  {line}\n" for line in found.to_yaml().splitlines()))
+    stage = load_config(tmp_path / "run.yaml").variants["mixed"][0]
+    assert isinstance(stage, QuantizeStatic)
+    assert stage.exclude_nodes == tuple(found.facts["returned"])
+    assert stage.exclude_nodes
+    assert stage.types == "u8s8"
+
+
+def test_the_table_fits_and_says_what_was_chosen(found: Proposal) -> None:
+    """No line is longer than 80 columns, and each group that returns to float is marked."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_sensitivity(found, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines[1 : lines.index("")]]
+    assert len(rows) == 4
+    marked = {row[0] for row in rows if row[-1] == "float"}
+    assert marked
+    assert marked <= set(found.facts["returned"])
+    assert "200 dB needs more than 50% in float" in " ".join(" ".join(lines).split())
+
+
+def test_the_command_writes_both(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """``--json`` prints the table and nothing else, ``-o`` writes the stage; both name the same nodes."""
+    out = tmp_path / "patch.yaml"
+    arguments = ["sensitivity", str(files[0]), "--data", str(files[1]), "--json", "-o", str(out)]
+    result = CliRunner().invoke(app, [*arguments, "--min-sqnr-db", "200", "--max-float-ratio", "0.5"])
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert len(document["sensitivity"]) == 4
+    assert all(name in out.read_text() for name in document["stage"]["exclude_nodes"])
+
+
+@pytest.mark.parametrize("out", ["nowhere/patch.yaml", "."])
+def test_an_output_that_cannot_be_written_stops_before_any_work(
+    files: tuple[Path, Path], tmp_path: Path, out: str
+) -> None:
+    """A folder that is not there, a folder in place of a file, and an input are refused at once."""
+    for path in (tmp_path / out, files[0]):
+        arguments = ["sensitivity", str(files[0]), "--data", str(files[1]), "-o", str(path)]
+        assert isinstance(CliRunner().invoke(app, arguments).exception, ConfigError)
+
+
+def test_mistakes_are_told(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """A file that is not there and a model with nothing to quantize are errors that say so."""
+    with pytest.raises(ConfigError, match="no file"):
+        find_sensitivity(tmp_path / "none.onnx", files[1])
+    node = onnx.helper.make_node("Erf", ["x"], ["y"])
+    erf = nets.model_of([node], {"x": ["N", 3, 16, 16]}, {"y": ["N", 3, 16, 16]}, {})
+    onnx.save(erf, tmp_path / "erf.onnx")
+    with pytest.raises(ModelError, match="no node"):
+        find_sensitivity(tmp_path / "erf.onnx", files[1])
