@@ -32,7 +32,9 @@ PARTS = 4
 BATCH_BYTES = 32 << 20
 """Observed activations of one batch stay below this, so that memory depends on neither model nor samples."""
 
-_MAX_BATCH = 16
+# More samples at once are no faster here, and 64 samples in larger batches would not give every part four of them:
+# memory would then differ between few samples and many.
+_MAX_BATCH = 4
 _BATCHES_PER_PART = 4
 
 
@@ -189,7 +191,7 @@ def _tensors_of(session: Session | None, plan: Plan, batch: Batch) -> dict[str, 
 
 
 def _batch_size(single: Reader, total: int, session: Session | None, plan: Plan) -> int:
-    """As many samples as fit into `BATCH_BYTES`, at most 16, and few enough that every part gets four batches."""
+    """As many samples as fit into `BATCH_BYTES`, at most 4, and few enough for four batches in every part."""
     batch = next(iter(single), None)
     if batch is None:
         return 1
