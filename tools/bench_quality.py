@@ -30,6 +30,7 @@ from onnxshrink.pipeline import run
 
 SECTIONS = ("efficientnet", "encoder")
 PLAIN = "onnxshrink per-channel, plain"
+MIXED = "onnxshrink mixed, mse, bias correction, compact"
 CORRECTED = "onnxshrink per-channel, mse, bias correction, compact"
 
 
@@ -96,18 +97,22 @@ def efficientnet_rows(folder: Path, photos: Path) -> list[Row]:
     against_plain = speed_of(compare(made["plain"], made["corrected"], evaluation).candidate("candidate"))
     corrected, tensor = ours["corrected"], ours["tensor_first_float"]
     sqnr, size = value_of(corrected, "sqnr_db"), value_of(corrected, "size_bytes")
-    speed = speed_of(corrected)[0]
     asked = (
         (f"at least 19 dB ({sqnr:.1f})", sqnr >= 19),
         ("at least 0.95 of plain's speed ({:.2f}, {:.2f} to {:.2f})".format(*against_plain), against_plain[0] >= 0.95),
-        (f"the mixed scheme's: at least 20 dB at 1.7 x fp32 ({speed:.2f})", sqnr >= 20 and speed >= 1.7),
         (f"at most 4.75 MB ({size / 1e6:.2f})", size <= 4.75e6),
+    )
+    mixed_db, mixed_speed = value_of(ours["mixed"], "sqnr_db"), speed_of(ours["mixed"])
+    asked_of_mixed = (
+        (f"at least 20 dB ({mixed_db:.1f})", mixed_db >= 20),
+        ("at least 1.7 x fp32 ({:.2f}, {:.2f} to {:.2f})".format(*mixed_speed), mixed_speed[0] >= 1.7),
     )
     asked_of_tensor = ((f"at least 12 dB ({value_of(tensor, 'sqnr_db'):.1f})", value_of(tensor, "sqnr_db") >= 12),)
     return [
         *rows,
         row_of(PLAIN, ours["plain"]),
         row_of(CORRECTED, corrected, asked),
+        row_of(MIXED, ours["mixed"], asked_of_mixed),
         row_of("onnxshrink per-tensor, bias correction", ours["tensor"]),
         row_of("onnxshrink per-tensor, equalized, bias correction", ours["tensor_equalized"]),
         row_of("onnxshrink per-tensor, the same, first 2 Convs float", tensor, asked_of_tensor),
@@ -136,6 +141,7 @@ def quantized(folder: Path, model: Path, calibration: Path, evaluation: Path) ->
         "fp32": [],
         "plain": [{"kind": "quantize_static", "types": "u8s8", "bias_correction": False}],
         "corrected": [best | {"compact": True}],
+        "mixed": [best | {"compact": True, "kind": "quantize_mixed", "min_sqnr_db": 22.5}],
         "tensor": [tensor],
         "tensor_equalized": [{"kind": "equalize"}, tensor],
         "tensor_first_float": [{"kind": "equalize"}, tensor | {"exclude_nodes": first}],

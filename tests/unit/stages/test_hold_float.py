@@ -36,6 +36,7 @@ def chain(op_type: str, activation: str) -> onnx.ModelProto:
 
 
 def quantized(tmp_path: Path, model: onnx.ModelProto, **settings: object) -> tuple[list[str], Path]:
+    tmp_path.mkdir(exist_ok=True)
     source, out = nets.artifact_of(model, tmp_path / "source"), tmp_path / "out"
     out.mkdir()
     reader = nets.ArrayReader(nets.samples_of(model, 16))
@@ -98,3 +99,16 @@ def test_float_model_is_left_alone() -> None:
     model = nets.cnn()
     assert hold_float(model) == []
     assert model == nets.cnn()
+
+
+def test_compact_files_hold_too(tmp_path: Path) -> None:
+    """A compact file with an excluded node gives the numbers of the full one, and runs the node in float."""
+    model = chain("Conv", "Relu")
+    paths = [
+        quantized(tmp_path / str(compact), model, types="u8s8", compact=compact, exclude_nodes=["middle"])[1]
+        for compact in (False, True)
+    ]
+    x = nets.samples_of(model, 8, seed=3)
+    full, compacted = (Session(path).run(x)["y"] for path in paths)
+    np.testing.assert_array_equal(compacted, full)
+    assert integer_ratio(paths[1]) == pytest.approx(2 / 3)
