@@ -32,6 +32,10 @@ MAX_CLIPPED_RATIO = 1e-3
 
 _NAMED = 3
 
+HELD_OUT = 2
+"""The part that is held out. Neither the first batch nor, as batches are usually a multiple of four, the last is in it:
+of sorted samples these are the extremes, which only a part that holds them could show."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -62,7 +66,7 @@ class Health:
         samples: Samples of a quarter, of half and of all; the parts hold every fourth batch.
         spans: Judged tensor to the widths of its ranges on a quarter and on half of the samples, each as a share of
             that on all of them, 0 to 1. Empty if the samples came in fewer than four batches.
-        clipped_ratio: Judged tensor to the share of the last quarter's values outside the range of the others, 0 to 1.
+        clipped_ratio: Judged tensor to the share of one quarter's values outside the range of the others, 0 to 1.
         findings: What needs doing.
     """
 
@@ -108,7 +112,8 @@ def examine(observed: Observed, calibration: Calibration, model: onnx.ModelProto
             unused[name] = "zero on every sample"
         elif all(observed.samples):
             spans[name] = (widths[0] / widths[3], widths[1] / widths[3])
-            clipped[name] = share_outside(observed.statistics(name, [3]), ranges[2])
+            others = minmax_range(observed.statistics(name, [part for part in range(PARTS) if part != HELD_OUT]))
+            clipped[name] = share_outside(observed.statistics(name, [HELD_OUT]), others)
     findings = (
         *_too_few(observed.samples),
         *_moving({name: of_half for name, (_, of_half) in spans.items()}, half, everything),

@@ -46,9 +46,9 @@ def test_sorted_samples_are_no_finding() -> None:
 
 
 def test_spans_and_clipped_share_are_those_of_the_values() -> None:
-    """Spans are widths over the whole width, and the clipped share counts the last part's values, exactly."""
-    x = np.tile([1.0, 2.0, 3.0, 10.0], 8)  # batches of two: [1, 2], [3, 10], ...; part 3 holds [3, 10] too
-    x[6::8], x[7::8] = 20.0, 5.0
+    """Spans are widths over the whole width, and the clipped share counts the held-out part's values, exactly."""
+    x = np.tile([1.0, 2.0, 3.0, 10.0], 8)  # batches of two: [1, 2], [3, 10], ...; part 2 gets [20, 5]
+    x[4::8], x[5::8] = 20.0, 5.0
     health = examined(x)
     assert health.samples == (8, 16, 32)
     assert health.spans["h"] == (2 / 20, 10 / 20)
@@ -69,8 +69,8 @@ def test_moving_ranges_are_told() -> None:
 def test_clipped_held_out_values_are_told() -> None:
     """A quarter of the held-out values beyond the range of the others is a finding with the share."""
     x = np.ones(64)
-    x[12:13] = 1.1
-    x[28:31] = 1.2
+    x[8:9] = 1.1
+    x[24:27] = 1.2
     clipping = examined(x).findings[0]
     assert dict(clipping.tensors) == {"h": 0.25, "y": 0.25}
     assert "2 of 2 tensors would clip more than 0.1%" in clipping.what
