@@ -75,7 +75,7 @@ def _caption(report: Report) -> str:
     roles = {candidate.role: candidate.name for candidate in report.candidates}
     original = roles.get("original", "reference")
     drop = f"drop: {_task_metric(report)} lost against {original}; " if _task_metric(report) else ""
-    return f"{drop}dB: SQNR, vs reference: median latency relative to it, with 95% interval; ms: median"
+    return f"{drop}dB: SQNR, and vs reference: latency ratio with its 95% interval, both against reference; ms: median"
 
 
 def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
