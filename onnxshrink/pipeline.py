@@ -157,11 +157,11 @@ def _original(
 
             teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs))
             return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
-    for chain, made in zip((chain for _, chain in config.branches()), branches.values(), strict=False):
+    for variant, chain in config.branches():
         cut = next((index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels)), None)
-        if cut is not None:
+        if cut is not None and variant in branches:
             name = "unpruned" if cut else "source"
-            return name, "original", memo.fold(made[cut], tail, f"{name}/")[-1]
+            return name, "original", memo.fold(branches[variant][cut], tail, f"{name}/")[-1]
     if config.model.weights is not None and any(isinstance(stage, Finetune) for stage in config.stages):
         return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
     return None

@@ -216,7 +216,7 @@ def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None)
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C as well: nothing unfinished stays behind, and it is raised on
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)

@@ -165,3 +165,25 @@ def test_notes_beside_a_run_are_kept_and_foreign_folders_refused(folder: Path) -
     (folder / "runs/foreign/x").write_text("mine")
     with pytest.raises(StoreError, match="not a run's"):
         ran(folder, {"name": "foreign"})
+
+
+@pytest.mark.slow
+def test_the_original_is_found_beside_a_variant_that_failed(tmp_path: Path) -> None:
+    """Stages and artifacts are matched by the variant's name, also where an earlier variant has none."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", image=rng.random((24, 1, 6, 6), np.float32), labels=rng.integers(0, 3, 24))
+    twice = [{"kind": "export"}, {"kind": "quantize_static"}, {"kind": "quantize_static"}]
+    document = {
+        "name": "r",
+        "model": {"factory": "torch_models:convolutions", "inputs": {"image": {"shape": ["batch", 1, 6, 6]}}},
+        "data": {"calibration": {"npz": "x.npz"}, "evaluation": {"npz": "x.npz", "metric": "top1"}},
+        "variants": {"broken": twice, "cut": [{"kind": "prune_channels", "pruning_ratio": 0.5}, {"kind": "export"}]},
+        **QUICK,
+    }
+    report = run(validate(document, base=tmp_path), runs=tmp_path / "runs", base=tmp_path)
+    names = {row.name: row for row in report.candidates}
+    assert (names["broken"].outcome, report.winner) == ("failed", "cut")
+    size = {name: names[name].metric("parameters") for name in ("source", "cut")}
+    assert size["source"] is not None
+    assert size["cut"] is not None
+    assert (size["source"].value or 0) > (size["cut"].value or 0)
