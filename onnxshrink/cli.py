@@ -62,6 +62,14 @@ class Method(StrEnum):
     mse = "mse"
 
 
+class Scheme(StrEnum):
+    """Choices of ``--scheme``."""
+
+    auto = "auto"
+    static = "static"
+    dynamic = "dynamic"
+
+
 class Provider(StrEnum):
     """Choices of ``--provider``."""
 
@@ -120,12 +128,22 @@ def quantize(
         Path | None,
         typer.Option("--eval-data", help="Held-out samples to measure on; the calibration samples if none."),
     ] = None,
+    scheme: Annotated[
+        Scheme, typer.Option(help="Ranges from the samples, or anew for every input; auto looks at the network.")
+    ] = Scheme.auto,
     granularity: Annotated[
         Granularity, typer.Option(help="One scale per tensor, or per channel.")
     ] = Granularity.per_channel,
-    types: Annotated[Types, typer.Option(help="Of activations and weights; auto suits this machine.")] = Types.auto,
-    format_: Annotated[Format, typer.Option("--format", help="How the file says int8.")] = Format.qdq,
-    method: Annotated[Method, typer.Option(help="How ranges follow from the samples.")] = Method.minmax,
+    types: Annotated[
+        Types | None,
+        typer.Option(help="Static: of activations and weights; auto suits this machine.", show_default="auto"),
+    ] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Static: how the file says int8.", show_default="qdq")
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="Static: how ranges follow from the samples.", show_default="minmax")
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Name of a node to leave in float; may be repeated.")
     ] = None,
@@ -140,17 +158,17 @@ def quantize(
 
     stage = {
         "granularity": granularity.value,
-        "types": types.value,
-        "format": format_.value,
-        "method": method.value,
         "exclude_nodes": exclude or [],
     }
+    static = {"types": types, "format": format_, "method": method}
+    stage |= {name: choice.value for name, choice in static.items() if choice is not None}
     with _listening(quiet=quiet, as_json=as_json) as (events, console):
         report = quantize_model(
             model,
             data,
             out,
             evaluation=evaluation,
+            scheme=scheme.value,
             stage=stage,
             threads=threads,
             max_samples=max_samples,

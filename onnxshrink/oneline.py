@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
+from onnxshrink.config.stages import QuantizeDynamic, QuantizeStatic
 from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
 from onnxshrink.core.events import Events, Silent
@@ -18,6 +20,8 @@ from onnxshrink.core.store import require_output, write_atomically
 from onnxshrink.core.tensors import LABELS
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
+from onnxshrink.runtime.isa import detect_isa
+from onnxshrink.search.scheme import Choice, Scheme, choose_scheme
 
 
 def quantize(
@@ -26,6 +30,7 @@ def quantize(
     out: Path,
     *,
     evaluation: Path | None = None,
+    scheme: Scheme | Literal["auto"] = "auto",
     stage: Mapping[str, Any] | None = None,
     threads: int = 1,
     max_samples: int | None = None,
@@ -40,33 +45,37 @@ def quantize(
         data: Calibration samples, ``.npz``.
         out: Where to write the int8 ``.onnx`` file.
         evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
-        stage: Settings of `QuantizeStatic` that differ from the defaults.
+        scheme: ``static``, ``dynamic`` (with `SmoothQuant` before it), or ``auto``, which looks at the network.
+        stage: Settings of `QuantizeStatic` or `QuantizeDynamic` that differ from the defaults.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples of each file, the first ones.
         events: Listener for progress.
 
     Returns:
-        The report; its variant is ``int8``.
+        The report; its variant is ``int8``, and its ``selection`` says why the scheme is what it is.
 
     Raises:
         ShrinkError: Something the user can fix.
     """
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
+    choice = _choice(scheme, model, data, stage or {})
     config = _config(
         model,
         calibration=data,
         evaluation=evaluation or data,
         max_samples=max_samples,
         stages=[{"kind": "optimize"}],
-        variants={"int8": [{"kind": "quantize_static", **(stage or {})}]},
+        variants={"int8": _stages(choice.scheme, stage or {})},
         targets=[{"threads": threads}],
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         report = run(config, runs=Path(folder), events=events or Silent())
-        declined = next((step.facts.get("declined") for step in report.steps if step.kind == "quantize_static"), None)
+        kind = f"quantize_{choice.scheme}"
+        declined = next((step.facts.get("declined") for step in report.steps if step.kind == kind), None)
         if declined:
             raise ModelError(declined, where=str(model), want="MatMul, Gemm, Conv or the like", fix="keep it as it is")
+        report = replace(report, selection=f"{report.selection}; {choice.scheme} scheme: {choice.reason}")
         _write(Path(folder) / report.name / report.candidate("int8").model, out)
     write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
     return report
@@ -113,6 +122,36 @@ def compare(
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+
+
+def _choice(scheme: Scheme | Literal["auto"], model: Path, data: Path, stage: Mapping[str, Any]) -> Choice:
+    """What was asked for, what the other settings imply, or what suits the network.
+
+    Raises:
+        ConfigError: A setting of static quantization meets the dynamic scheme.
+    """
+    static = sorted(stage.keys() & (set(QuantizeStatic.model_fields) - set(QuantizeDynamic.model_fields)))
+    if scheme == "dynamic" and static:
+        raise ConfigError(
+            f"the dynamic scheme has no {' and no '.join(static)}",
+            where="scheme",
+            got=f"dynamic with {', '.join(static)}",
+            want="settings of static quantization only with the static scheme",
+            fix=f"leave out {', '.join(static)}, or ask for the static scheme",
+        )
+    if scheme != "auto":
+        return Choice(scheme, "it was asked for")
+    if static:
+        return Choice("static", f"{', '.join(static)} {'is a setting' if len(static) == 1 else 'are settings'} of it")
+    return choose_scheme(model, data)
+
+
+def _stages(scheme: Scheme, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The variant's own stages: 7-bit weights where the dynamic kernels of this machine could saturate."""
+    if scheme == "static":
+        return [{"kind": "quantize_static", **stage}]
+    reduce_range = detect_isa() == "x86_avx2"
+    return [{"kind": "smooth_quant"}, {"kind": "quantize_dynamic", "reduce_range": reduce_range, **stage}]
 
 
 def _require(**files: Path) -> None:

@@ -32,6 +32,7 @@ from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.noise import find_noise, loses
 from onnxshrink.verify.verify import Quality, Role, measure_latency, measure_quality
 
 
@@ -93,7 +94,7 @@ def run(
         machine=machine(),
         versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        warnings=(*memo.warnings, *_caveats(config, memo), *_undecided(measured)),
+        warnings=(*memo.warnings, *_caveats(config, memo), *_noisy(config, measured), *_undecided(measured)),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
@@ -247,11 +248,22 @@ def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
     """What the figures do not show by themselves."""
     evaluation = memo.data_key("evaluation")
     if evaluation is None:
-        yield "no evaluation data: neither drift nor accuracy was measured"
+        unproven = [name for name, chain in config.branches() if loses(chain)]
+        yield "no evaluation data: neither drift nor accuracy was measured" + (
+            f"; nothing shows that {', '.join(unproven)} still work{'s' if len(unproven) == 1 else ''}" * bool(unproven)
+        )
     for role in ("calibration", "train"):
         settings = config.data.of(role)
         if settings is not None and memo.data_key(role) == evaluation:
             yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
+
+
+def _noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The variants that are far from their reference, where no gate of the user's says how far is too far."""
+    chains = dict(config.branches())
+    for candidate in candidates:
+        if candidate.role == "variant" and config.gates.min_sqnr_db is None:
+            yield from find_noise(candidate, chains[candidate.name])
 
 
 def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

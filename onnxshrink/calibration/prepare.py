@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
-from onnx import TensorProto, version_converter
+from onnx import TensorProto, helper, version_converter
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, name_nodes, opset_of, quantized_op_types
+from onnxshrink.runtime.session import Session
 
 QUANTIZABLE_OP_TYPES = tuple(sorted({*QLinearOpsRegistry, *QDQRegistry}))
 """Every operator type that ONNX Runtime's static quantization knows, of either format."""
 
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis, which one scale per channel needs."""
+
+_ONNX_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
@@ -58,10 +62,41 @@ def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
         model = onnx.shape_inference.infer_shapes(model)
     except onnx.shape_inference.InferenceError as e:
         raise ModelError(f"the types of the model cannot be inferred: {e}", where=where) from e
+    _ask_for_types(model, where)
     add_infer_metadata(model)  # tells ONNX Runtime's quantizers not to infer again
     name_nodes(model)
     _refuse_float16(model, where)
     return model
+
+
+def _ask_for_types(model: onnx.ModelProto, where: str) -> None:
+    """Note the types that ONNX cannot infer: what lies behind an operator of ONNX Runtime's own, which knows them.
+
+    Without them a fused transformer would seem to hold no float tensors, and stay in float unseen.
+    """
+    if all(node.domain in _ONNX_DOMAINS for node in model.graph.node):
+        return
+    values = (*model.graph.value_info, *model.graph.output)
+    known = {value.name for value in values if value.type.tensor_type.elem_type}
+    unknown = {name for node in model.graph.node for name in node.output if name and name not in known}
+    if not unknown:
+        return
+    kept = [value for value in model.graph.value_info if value.name in known]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(unknown))
+    outputs = {value.name: value for value in model.graph.output}
+    for spec in Session(asked.SerializeToString(), optimization="disabled", name=where).outputs:
+        if "(" in spec.dtype:  # a sequence or an optional
+            continue
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        if spec.name in outputs:
+            outputs[spec.name].type.tensor_type.elem_type = element
+        else:
+            model.graph.value_info.append(helper.make_tensor_value_info(spec.name, element, None))
 
 
 def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:

@@ -28,7 +28,7 @@ from onnxshrink.config.stages import SmoothQuant
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import DataError, ParityError
 from onnxshrink.data.reader import Reader
-from onnxshrink.runtime.graph import graphs_of, input_specs, load_model, save_model
+from onnxshrink.runtime.graph import graphs_of, input_specs, load_model, name_nodes, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.optimize import gather
@@ -109,6 +109,7 @@ def smooth_model(model: onnx.ModelProto, reader: Reader, alpha: float | None, *,
         alpha: Share of the outliers that moves into the weights; None searches it for each activation.
         name: What to call the model in messages.
     """
+    name_nodes(model)  # before a Mul moves the places that later stages name nodes by
     groups = _groups_of(model)
     _observe(model, groups, reader, name=name)
     alphas: dict[str, float | None] = {}
@@ -185,7 +186,11 @@ def _groups_of(model: onnx.ModelProto) -> list[_Group]:
     readers = Counter(name for graph in graphs_of(model.graph) for node in graph.node for name in node.input)
     groups: dict[str, _Group] = {}
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[0] in tensors or node.input[1] not in tensors:
+        if (
+            node.op_type not in ("Attention", "MatMul", "Gemm")
+            or node.input[0] in tensors
+            or node.input[1] not in tensors
+        ):
             continue
         tensor = tensors[node.input[1]]
         if (
