@@ -20,8 +20,8 @@ LINE = ("quantize", "model.onnx", "--data", "calib.npz", "-o", "int8.onnx", "--e
 def folder(tmp_path: Path) -> Path:
     """A small encoder, and words to calibrate and to measure on."""
     onnx.save(encoder(), str(tmp_path / "model.onnx"))
-    np.savez(tmp_path / "calib.npz", **sentences(16))  # type: ignore[arg-type]
-    np.savez(tmp_path / "test.npz", **sentences(16, seed=1))  # type: ignore[arg-type]
+    np.savez(tmp_path / "calib.npz", **sentences(16))
+    np.savez(tmp_path / "test.npz", **sentences(16, seed=1))
     return tmp_path
 
 
@@ -74,9 +74,9 @@ def test_the_dynamic_scheme_takes_exclude_and_granularity(folder: Path) -> None:
 def test_outputs_that_are_noise_are_told_without_a_gate(folder: Path) -> None:
     """Ranges from samples a thousand times too large leave one step for all values: exit 0, and a plain warning."""
     onnx.save(cnn(), str(folder / "model.onnx"))
-    np.savez(folder / "test.npz", **samples_of(cnn(), 16, seed=1))  # type: ignore[arg-type]
+    np.savez(folder / "test.npz", **samples_of(cnn(), 16, seed=1))
     loud = {name: 1000 * array for name, array in samples_of(cnn(), 16).items()}
-    np.savez(folder / "calib.npz", **loud)  # type: ignore[arg-type]
+    np.savez(folder / "calib.npz", **loud)
     result = onnxshrink(*LINE, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "int8: noise has" in said(result.stdout)

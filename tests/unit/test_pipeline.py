@@ -143,6 +143,7 @@ def test_figures_from_seen_samples_are_called_optimistic(folder: Path) -> None:
     assert any("optimistic" in text for text in same.warnings)
     none = ran(folder, {"name": "none", "data": {}})
     assert any("no evaluation data" in text for text in none.warnings)
+    assert not any("nothing shows" in text for text in none.warnings)
     assert not [text for text in ran(folder, {}).warnings if "optimistic" in text or "no evaluation" in text]
 
 
@@ -187,3 +188,23 @@ def test_the_original_is_found_beside_a_variant_that_failed(tmp_path: Path) -> N
     assert size["source"] is not None
     assert size["cut"] is not None
     assert (size["source"].value or 0) > (size["cut"].value or 0)
+
+
+def test_noise_is_told_unless_a_gate_of_the_users_limits_it(folder: Path) -> None:
+    """Ranges a thousand times too wide: a warning where nobody set a limit, the gate's own verdict where one did."""
+    loud = {name: 1000 * array for name, array in samples_of(cnn(), 24).items()}
+    np.savez(folder / "calib.npz", **loud)
+    document = {"variants": {"fp32": [], "int8": [{"kind": "quantize_static"}]}}
+    told = [text for text in ran(folder, document).warnings if "noise has" in text]
+    assert len(told) == 1
+    assert told[0].startswith("int8: ")
+    gated = ran(folder, document | {"gates": {"min_sqnr_db": 5}})
+    assert not [text for text in gated.warnings if "noise has" in text]
+    assert gated.candidate("int8").outcome == "failed"
+
+
+def test_a_quantized_variant_that_nobody_measured_is_unproven(folder: Path) -> None:
+    """Without evaluation data the variants that round are named; one that does not is not."""
+    variants = {"fp32": [], "int8": [{"kind": "quantize_static"}], "w8": [{"kind": "quantize_weights", "bits": 8}]}
+    report = ran(folder, {"data": {"calibration": {"npz": "calib.npz"}}, "variants": variants})
+    assert any(text.endswith("nothing shows that int8, w8 still work") for text in report.warnings)

@@ -19,7 +19,7 @@ from onnxshrink.search.scheme import Choice, choose_scheme
 def chosen(folder: Path, model: nets.Model) -> Choice:
     onnx.save(model, str(folder / "m.onnx"))
     samples = sentences(2) if "ids" in {value.name for value in model.graph.input} else nets.samples_of(model, 2)
-    np.savez(folder / "calib.npz", **samples)  # type: ignore[arg-type]
+    np.savez(folder / "calib.npz", **samples)
     return choose_scheme(folder / "m.onnx", folder / "calib.npz")
 
 

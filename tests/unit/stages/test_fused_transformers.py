@@ -36,8 +36,8 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Every stage on a graph as onnxruntime.transformers writes it, and on one that ONNX Runtime saved."""
     folder = tmp_path_factory.mktemp(request.param)
     onnx.save(fused_encoder() if request.param == "transformers" else extended_encoder(folder), str(folder / "m.onnx"))
-    np.savez(folder / "calib.npz", **sentences(16))  # type: ignore[arg-type]
-    np.savez(folder / "test.npz", **sentences(16, seed=1))  # type: ignore[arg-type]
+    np.savez(folder / "calib.npz", **sentences(16))
+    np.savez(folder / "test.npz", **sentences(16, seed=1))
     document = {
         "name": request.param,
         "model": {"onnx": "m.onnx"},
