@@ -251,11 +251,11 @@ def sensitivity(
     model: Annotated[Path, typer.Argument(help="The float ONNX model.")],
     data: Annotated[Path, typer.Option(help="Calibration samples: an .npz of the model's inputs.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the stage with its exclude_nodes to this YAML file.")
+        Path | None, typer.Option("--out", "-o", help="Write the stage that names the nodes to this YAML file.")
     ] = None,
-    min_sqnr_db: Annotated[float, typer.Option(help="Return nodes to float until this SQNR.")] = 20.0,
+    min_sqnr_db: Annotated[float, typer.Option(help="Look for the fastest mixture with this SQNR.")] = 20.0,
     max_float_ratio: Annotated[
-        float, typer.Option(min=0.001, max=1.0, help="Share of the multiply-accumulates that may return.")
+        float, typer.Option(min=0.001, max=1.0, help="Share of the multiply-accumulates that may stay.")
     ] = 0.1,
     granularity: Annotated[
         Granularity, typer.Option(help="One scale per tensor, or per channel.")
@@ -267,7 +267,7 @@ def sensitivity(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which nodes suffer most in int8, and which ones to leave in float."""
+    """Say which nodes suffer most in int8, what each scheme for them costs, and which mixture is best."""
     from onnxshrink.core.store import require_output, write_atomically
     from onnxshrink.report.sensitivity import print_sensitivity
     from onnxshrink.search.sensitivity import find_sensitivity

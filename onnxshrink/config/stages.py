@@ -32,6 +32,8 @@ class StageSettings(Model):
     needs: ClassVar[tuple[Role, ...]] = ()
     uses: ClassVar[tuple[Role, ...]] = ()
     """Data that is read where it is given, and done without where it is not."""
+    times: ClassVar[bool] = False
+    """The result depends on times that are measured, so another processor measures anew."""
 
 
 class Training(Model):
@@ -218,14 +220,24 @@ class QuantizeStatic(StaticQuantization):
     kind: Literal["quantize_static"] = "quantize_static"
 
 
+NodeScheme: TypeAlias = Literal["static", "dynamic", "weights", "float"]
+"""What a node can become: int8 with fixed or with computed ranges, float with 8-bit weights, or float."""
+
+
 class QuantizeMixed(StaticQuantization):
-    """Static quantization with the nodes that drift most, for what they cost, left in float: found by measuring."""
+    """Static int8, dynamic int8, 8-bit weights or float, node by node: chosen by measured drift and measured time."""
+
+    times: ClassVar[bool] = True
 
     kind: Literal["quantize_mixed"] = "quantize_mixed"
+    schemes: Annotated[tuple[NodeScheme, ...], Field(min_length=1)] = ("static", "dynamic", "weights", "float")
+    """What nodes may become. With one alone nothing is searched: every node that can take it gets it."""
+    overrides: dict[str, NodeScheme] = Field(default_factory=dict)
+    """Nodes by name, each with what it becomes whatever the search finds. A name that matches nothing is an error."""
     min_sqnr_db: float = 20.0
-    """Nodes return to float until the outputs are this near the float model's, on some calibration samples."""
+    """The fastest mixture is sought whose outputs are this near the float model's, on some calibration samples."""
     max_float_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """Share of the multiply-accumulates that may return to float."""
+    """Share of the multiply-accumulates that may stay in float though an 8-bit scheme exists for them."""
 
     def static(self, exclude_nodes: tuple[str, ...]) -> QuantizeStatic:
         """Static quantization as set here, with these nodes left in float."""

@@ -12,17 +12,24 @@ _SHOWN = 20
 
 
 def print_sensitivity(found: Proposal, console: Console) -> None:
-    """Print the groups, those first whose return to float gains most for its work, and what was chosen."""
+    """Print the groups, those changes first that gain most for their time, and what was chosen."""
     facts = found.facts
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("group", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("nodes", "MACs", "noise", "dB if float", ""):
+    for name in ("MACs", "as", "dB then", "noise gone", "time", ""):
         table.add_column(name, justify="right", no_wrap=True)
-    returned = set(facts["returned"])
+    assigned = facts["assigned"]
     for one in facts["sensitivity"][:_SHOWN]:
         decibels = "identical" if one["sqnr_db"] is None else f"{one['sqnr_db']:.1f}"
-        figures = (str(len(one["nodes"])), f"{one['macs_ratio']:.1%}", f"{one['gain']:.1%}", decibels)
-        table.add_row(Text(one["nodes"][0]), *figures, "float" if returned >= set(one["nodes"]) else "")
+        figures = (
+            f"{one['macs_ratio']:.1%}",
+            one["scheme"],
+            decibels,
+            f"{one['gain']:.1%}",
+            f"{one['time_ratio']:+.1%}",
+        )
+        is_chosen = assigned.get(one["nodes"][0]) == one["scheme"]
+        table.add_row(Text(one["nodes"][0]), *figures, "chosen" if is_chosen else "")
     console.print(table)
     if len(facts["sensitivity"]) > _SHOWN:
         console.print(f"and {len(facts['sensitivity']) - _SHOWN} more; --json has them all")
@@ -32,14 +39,19 @@ def print_sensitivity(found: Proposal, console: Console) -> None:
 
 def _summary(found: Proposal) -> str:
     facts = found.facts
-    before, after = (_decibels(facts[name]) for name in ("sqnr_db_int8", "sqnr_db_mixed"))
-    wanted = f"{facts['min_sqnr_db']:g} dB"
-    if not facts["returned"]:
-        return f"all in int8: {before}" + (
-            f", at least the {wanted} asked for" if facts["reached"] else f" of {wanted}"
-        )
-    verdict = "" if facts["reached"] else f"; {wanted} needs more than {facts['max_float_ratio']:.0%} in float"
-    return f"int8: {before}; mixed: {after} with {facts['float_ratio']:.1%} of the MACs in float{verdict}"
+    lines = [
+        f"{scheme} alone: {_decibels(one['sqnr_db'])} in {one['time_ratio'][0]:.2f} of fp32's time"
+        for scheme, one in facts["singles"].items()
+    ]
+    after, wanted = _decibels(facts["sqnr_db_mixed"]), f"{facts['min_sqnr_db']:g} dB"
+    verdict = (
+        "" if facts["reached"] else f"; {wanted} is out of reach with at most {facts['max_float_ratio']:.0%} in float"
+    )
+    what = (
+        f"{facts['base']} with other schemes at {len(facts['assigned'])} nodes" if facts["assigned"] else facts["base"]
+    )
+    lines.append(f"chosen: {what}: {after} in {facts['time_ratio'][0]:.2f} of fp32's time{verdict}")
+    return "\n".join((*lines, f"because {facts['decision']}"))
 
 
 def _decibels(value: float | None) -> str:

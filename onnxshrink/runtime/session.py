@@ -37,6 +37,7 @@ class Session:
         optimization: ONNX Runtime's graph optimization level; ``all`` is what a deployed model gets.
         config: Session config entries, such as ``{"session.disable_quant_qdq": "1"}``.
         save_optimized: Also write the graph that ONNX Runtime runs to this path.
+        profile: Time every kernel, into a file whose name begins so; `end_profile` says where it is.
         name: What to call the model in messages, if ``model`` is bytes.
         like: Inputs of another model, whose batches this one shall take; see `match_inputs`. Its own by default.
 
@@ -53,6 +54,7 @@ class Session:
         optimization: Optimization = "all",
         config: Mapping[str, str] | None = None,
         save_optimized: Path | None = None,
+        profile: Path | None = None,
         name: str | None = None,
         like: Sequence[TensorSpec] | None = None,
     ) -> None:
@@ -69,6 +71,9 @@ class Session:
             options.add_session_config_entry(key, value)
         if save_optimized is not None:
             options.optimized_model_filepath = str(save_optimized)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         providers: list[Any] = [(provider, {str(k): str(v) for k, v in target.options.items()})]
         if provider != "CPUExecutionProvider":
             providers.append("CPUExecutionProvider")
@@ -126,6 +131,10 @@ class Session:
         self.run(batch)
         names = [spec.name for spec in self.outputs]
         return partial(self._session.run, names, self.interface.feed(batch, where=self.name))
+
+    def end_profile(self) -> Path:
+        """Stop timing kernels; the file is JSON, a list of events."""
+        return Path(self._session.end_profiling())
 
     def bind(self, batch: Batch) -> ort.IOBinding:
         """Inputs and outputs bound once, for inference without copies between host and device.

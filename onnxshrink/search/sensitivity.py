@@ -1,4 +1,4 @@
-"""Which nodes of a model suffer in 8 bits, and the stage that leaves the worst of them in float."""
+"""Which nodes of a model suffer in 8 bits, what each scheme for them costs, and the stage that mixes them best."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from onnxshrink.config.data import DataRoles, NpzData
 from onnxshrink.config.source import OnnxSource
-from onnxshrink.config.stages import Optimize, QuantizeMixed
+from onnxshrink.config.stages import Optimize, QuantizeMixed, QuantizeStatic
 from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.core.events import Events, Silent
@@ -28,7 +28,8 @@ class Proposal:
 
     Attributes:
         model: Path of the file.
-        stage: The stage to put into a config, behind ``optimize``: plain values, ``exclude_nodes`` among them.
+        stage: The stage to put into a config, behind ``optimize``: plain values that name every node that differs, so
+            that nothing is searched again.
         facts: What `quantize_mixed` said: each group under ``sensitivity``, the most worthwhile first.
     """
 
@@ -38,9 +39,10 @@ class Proposal:
 
     def to_json(self) -> str:
         """Everything as JSON text."""
-        names = ("sqnr_db_int8", "sqnr_db_mixed", "min_sqnr_db", "max_float_ratio", "reached", "float_ratio")
-        document = {"model": self.model, **{name: self.facts[name] for name in names}}
-        document |= {"stage": dict(self.stage), "sensitivity": self.facts["sensitivity"]}
+        names = ("base", "decision", "sqnr_db_base", "sqnr_db_mixed", "min_sqnr_db", "max_float_ratio", "reached")
+        more = ("float_ratio", "time_ratio", "singles", "assigned", "sensitivity")
+        document = {"model": self.model, "stage": dict(self.stage)}
+        document |= {name: self.facts[name] for name in (*names, *more)}
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
     def to_yaml(self) -> str:
@@ -60,7 +62,7 @@ def find_sensitivity(
     max_samples: int | None = None,
     events: Events | None = None,
 ) -> Proposal:
-    """Optimize a model, measure each group of its nodes, and choose what returns to float.
+    """Optimize a model, measure each group of its nodes under each scheme, and choose the best mixture.
 
     Args:
         model: The float ``.onnx`` file.
@@ -71,7 +73,7 @@ def find_sensitivity(
 
     Raises:
         ConfigError: A file is not there.
-        ModelError: The model has nothing to quantize.
+        ModelError: The model has nothing to quantize, or nothing to choose.
         ShrinkError: As of `quantize_static`.
     """
     for name, file in (("model", model), ("data", data)):
@@ -86,6 +88,22 @@ def find_sensitivity(
         facts = next(step.facts for step in memo.steps if step.kind == settings.kind)
     if "declined" in facts:
         raise ModelError(facts["declined"], where=str(model), want="MatMul, Gemm, Conv or the like")
-    excluded = (*settings.exclude_nodes, *facts["returned"])
-    static = settings.static(excluded).model_dump(mode="json", exclude_defaults=True)
-    return Proposal(str(model), {"kind": "quantize_static"} | static, facts)
+    if "sensitivity" not in facts:
+        raise ModelError("no node has a choice of schemes", where=str(model), got=facts["decision"])
+    return Proposal(str(model), patch(settings, facts), facts)
+
+
+def patch(settings: QuantizeMixed, facts: Facts) -> dict[str, Any]:
+    """The stage that does again what was found, without a search.
+
+    Returns:
+        Plain values of ``quantize_static`` where all is static or float, else of ``quantize_mixed``.
+    """
+    assigned = facts["assigned"]
+    if facts["base"] == "static" and {*assigned.values(), *settings.overrides.values()} <= {"float"}:
+        excluded = (*settings.exclude_nodes, *settings.overrides, *assigned)
+        stage: QuantizeStatic | QuantizeMixed = settings.static(tuple(dict.fromkeys(excluded)))
+    else:
+        fixed = {"schemes": (facts["base"],), "overrides": settings.overrides | assigned}
+        stage = settings.model_copy(update=fixed)
+    return {"kind": stage.kind} | stage.model_dump(mode="json", exclude_defaults=True)

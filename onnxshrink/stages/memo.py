@@ -94,6 +94,7 @@ class Memo:
         key = {
             "settings": fingerprint(stage),
             "isa": detect_isa() if getattr(stage, "isa", None) == "auto" else None,
+            "timed_on": processor_features() if stage.times else None,
             "input": artifact.digest,
             "seed": self._seed,
             "data": {role: self.data_key(role) for role in roles},

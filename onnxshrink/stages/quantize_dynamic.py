@@ -103,6 +103,12 @@ def quantize_dynamic(settings: QuantizeDynamic, source: Artifact, out: Path, ctx
     }
 
 
+def dynamic_nodes(model: onnx.ModelProto) -> dict[str, str]:
+    """Names and operator types of the nodes of a prepared model that dynamic quantization can take."""
+    left = _reasons_to_leave(model, tuple(_WEIGHTS), {})
+    return {node.name: node.op_type for node in model.graph.node if node.op_type in _WEIGHTS and node.name not in left}
+
+
 def quantized_model(model: onnx.ModelProto, settings: QuantizeDynamic, *, nodes: Mapping[str, str]) -> onnx.ModelProto:
     """What ``onnxruntime.quantization.quantize_dynamic`` makes of ``model``, byte for byte where it has no Gemm.
 

@@ -1,83 +1,98 @@
-"""Static int8 and float in one model: the nodes whose 8 bits cost most, for the work they save, return to float."""
+"""Static int8, dynamic int8, 8-bit weights and float in one model: each group of nodes what measuring speaks for.
+
+Times are measured, so a second search may decide otherwise where two choices are near. The stage's result is memoized
+with them, its key names the processor, and the facts hold every measurement: what was found stays. With ``schemes`` and
+``overrides`` that leave no choice nothing is measured, and the same bytes come out everywhere.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from onnxshrink.config.stages import QuantizeMixed
-from onnxshrink.core.artifact import Artifact, Facts
+from onnxshrink.config.stages import NodeScheme, QuantizeMixed
+from onnxshrink.core.artifact import Artifact, Facts, size_bytes
 from onnxshrink.core.report import finite
-from onnxshrink.runtime.graph import load_model
+from onnxshrink.runtime.graph import load_model, opset_of, save_model
+from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.mixture import Found, find_mixture
+from onnxshrink.stages.node_cost import Stopwatch
 from onnxshrink.stages.quantize_static import plan_static, quantize_static
+from onnxshrink.stages.schemes import finished_model
 from onnxshrink.stages.selection import captured_warnings
-from onnxshrink.stages.sensitivity import Group, Sensitivity, Trials, decibels, measure_sensitivity
+from onnxshrink.stages.sensitivity import Trials
 
 
-def quantize_mixed(settings: QuantizeMixed, source: Artifact, out: Path, ctx: Context) -> Facts:
-    """Quantize, and return nodes to float one group after the other until the outputs are near enough.
+def quantize_mixed(
+    settings: QuantizeMixed, source: Artifact, out: Path, ctx: Context, *, stopwatch: Stopwatch | None = None
+) -> Facts:
+    """Quantize each group of nodes by the scheme that serves the whole best.
 
-    The result is that of `quantize_static` with the chosen nodes in ``exclude_nodes``; the facts name them under
-    ``returned``, say how each group was measured under ``sensitivity``, and whether the drift that was asked for was
-    reached. The drift is that of some calibration samples, so held-out samples may differ by some tenths of a decibel.
+    The facts name under ``assigned`` every node that differs from the ``base``, say how each group was measured under
+    ``sensitivity`` and each scheme alone under ``singles``, and whether the drift that was asked for was reached. The
+    drift is that of some calibration samples, so held-out samples may differ by some tenths of a decibel.
 
     Args:
-        settings: Those of static quantization, the drift to reach and the work that may go back to float.
+        settings: Those of static quantization, the schemes, the drift to reach and the work that may stay in float.
         source: A float32 model of kind ``onnx``.
         out: Where ``model.onnx`` goes.
         ctx: The run.
+        stopwatch: Measures time; the machine's own by default.
 
     Raises:
+        ConfigError: An override that names no node, or asks for what its node cannot become.
         ShrinkError: As of `quantize_static`.
     """
     with captured_warnings():  # the last quantization says them again
         plan = plan_static(settings.static(settings.exclude_nodes), load_model(source.model_path), source, ctx)
-        if plan.declined:
-            return quantize_static(settings.static(settings.exclude_nodes), source, out, ctx)
-        trials = Trials(plan, ctx)
-        int8_db, table = measure_sensitivity(trials, ctx)
-        returned, reached_db = choose(trials, table, int8_db, settings)
-    nodes = tuple(name for group in returned for name in group.nodes)
-    facts = quantize_static(settings.static((*settings.exclude_nodes, *nodes)), source, out, ctx)
-    if reached_db < settings.min_sqnr_db:
+        trials = Trials(plan, settings, ctx, stopwatch or Stopwatch())
+    if not trials.takes:
+        return quantize_static(settings.static(settings.exclude_nodes), source, out, ctx)
+    with captured_warnings():
+        found = find_mixture(trials, settings, ctx)
+        schemes = trials.nodes(found.mixture)
+        model, facts = finished_model(settings, schemes, source, ctx)
+    op_types = {node.name: node.op_type for node in plan.model.graph.node}
+    Session(save_model(model, out), name=ctx.step)
+    if not found.reached:
         ctx.events.warned(
-            f"{ctx.step}: {reached_db:.1f} dB of {settings.min_sqnr_db:g} dB with "
+            f"{ctx.step}: {found.sqnr_db:.1f} dB of {settings.min_sqnr_db:g} dB with "
             f"{settings.max_float_ratio:.0%} of the multiply-accumulates in float"
         )
     return facts | {
-        "min_sqnr_db": settings.min_sqnr_db,
-        "max_float_ratio": settings.max_float_ratio,
-        "sqnr_db_int8": finite(int8_db),
-        "sqnr_db_mixed": finite(reached_db),
-        "reached": reached_db >= settings.min_sqnr_db,
-        "float_ratio": sum(group.macs_ratio for group in returned),
-        "returned": list(nodes),
-        "sensitivity": [one.facts() for one in table],
+        "opset_after": opset_of(model),
+        "bytes_before": size_bytes(source.path),
+        "bytes_after": size_bytes(out),
+        "quantized_nodes": _counts(op_types, schemes),
+        "nodes": dict(sorted(Counter(schemes.values()).items())),
+        **_found_facts(found, trials, settings),
     }
 
 
-def choose(
-    trials: Trials, table: Sequence[Sensitivity], int8_db: float, settings: QuantizeMixed
-) -> tuple[list[Group], float]:
-    """The groups that return to float, each only if that makes the outputs nearer, and the SQNR in dB with them.
+def _found_facts(found: Found, trials: Trials, settings: QuantizeMixed) -> Facts:
+    single = trials.nodes(trials.single(found.base))
+    facts: dict[str, Any] = {
+        "min_sqnr_db": settings.min_sqnr_db,
+        "max_float_ratio": settings.max_float_ratio,
+        "base": found.base,
+        "assigned": {name: scheme for name, scheme in trials.nodes(found.mixture).items() if scheme != single[name]},
+        "decision": found.decision,
+    }
+    if found.sqnr_db is None:
+        return facts
+    return facts | {
+        "sqnr_db_base": finite(found.base_db),
+        "sqnr_db_mixed": finite(found.sqnr_db),
+        "reached": found.reached,
+        "float_ratio": trials.float_ratio(found.mixture),
+        "time_ratio": list(found.time_ratio),
+        "singles": found.singles,
+        "sensitivity": [one.facts() for one in found.table],
+    }
 
-    Args:
-        trials: Measures the model with any nodes in float.
-        table: The groups, the most worthwhile first.
-        int8_db: The SQNR to start from.
-        settings: The drift to reach and the work that may go back.
-    """
-    chosen: list[Group] = []
-    reached, spent = int8_db, 0.0
-    for one in table:
-        if reached >= settings.min_sqnr_db:
-            break
-        if one.gain <= 0 or spent + one.group.macs_ratio > settings.max_float_ratio:
-            continue
-        sqnr_db = decibels(trials.noise([name for group in (*chosen, one.group) for name in group.nodes]))
-        if sqnr_db > reached and not math.isnan(sqnr_db):
-            chosen.append(one.group)
-            reached, spent = sqnr_db, spent + one.group.macs_ratio
-    return chosen, reached
+
+def _counts(op_types: Mapping[str, str], schemes: Mapping[str, NodeScheme]) -> dict[str, int]:
+    return dict(sorted(Counter(op_types[name] for name, scheme in schemes.items() if scheme != "float").items()))

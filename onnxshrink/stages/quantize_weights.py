@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,20 +75,49 @@ def quantize_weights(settings: QuantizeWeights, source: Artifact, out: Path, ctx
         declined = "the model has no constant weights that could be stored in fewer bits"
         ctx.events.warned(f"{ctx.step}: {declined}; it stays in float")
         return facts | {"declined": declined, "bytes_after": size_bytes(out), "quantized_nodes": {}}
-    unfold_gemms(model, leave=left)
-    rewriter = _Rewriter(model, settings)
-    for number, name in enumerate(chosen):
-        ctx.events.progress(ctx.step, number, len(chosen), name)
-        rewriter.rewrite(name)
-    rewriter.finish()
+    notes = rewrite_weights(
+        model, chosen, settings, lambda n, name: ctx.events.progress(ctx.step, n, len(chosen), name)
+    )
     ctx.events.progress(ctx.step, len(chosen), len(chosen))
     strip(model)
     Session(save_model(model, out), name=ctx.step)
     return facts | {
         "bytes_after": size_bytes(out),
         "quantized_nodes": dict(sorted(Counter(chosen.values()).items())),
-        "nodes": rewriter.notes,
+        "nodes": notes,
     }
+
+
+def weight_nodes(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of the nodes of a prepared model whose weights can be written in few bits."""
+    left = _reasons_to_leave(model, tuple(_WEIGHTS), {})
+    return frozenset(node.name for node in model.graph.node if node.op_type in _WEIGHTS and node.name not in left)
+
+
+def rewrite_weights(
+    model: onnx.ModelProto,
+    nodes: Collection[str],
+    settings: QuantizeWeights,
+    tell: Callable[[int, str], None] = lambda _done, _name: None,
+) -> dict[str, dict[str, Any]]:
+    """Write the weights of some nodes in few bits.
+
+    Args:
+        model: Every node has a name; changed in place.
+        nodes: Names out of `weight_nodes`.
+        settings: Bits, block size and arithmetic.
+        tell: Called with the number of nodes that are done and the name of the next.
+
+    Returns:
+        For each node the form its weights took, and how near they are to the float ones in decibels.
+    """
+    unfold_gemms(model, leave={node.name for node in model.graph.node} - set(nodes))
+    rewriter = _Rewriter(model, settings)
+    for number, name in enumerate(nodes):
+        tell(number, name)
+        rewriter.rewrite(name)
+    rewriter.finish()
+    return rewriter.notes
 
 
 class Stored(NamedTuple):

@@ -33,7 +33,7 @@ def excluded_nodes(
     for name in names:
         if name not in known and name not in fused:
             raise ConfigError(
-                f"there is no node {name!r} to exclude",
+                f"there is no node {name!r}",
                 where=f"{stage}.{field}",
                 got=name,
                 want="the name of a node, such as " + ", ".join(map(repr, list(known)[:5])),

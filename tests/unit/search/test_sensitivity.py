@@ -15,12 +15,18 @@ from typer.testing import CliRunner
 
 from onnxshrink.cli import app
 from onnxshrink.config.load import load_config
-from onnxshrink.config.stages import QuantizeStatic
+from onnxshrink.config.stages import QuantizeMixed, QuantizeStatic
 from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.report.sensitivity import print_sensitivity
-from onnxshrink.search.sensitivity import Proposal, find_sensitivity
+from onnxshrink.search.sensitivity import Proposal, find_sensitivity, patch
 
-STAGE = {"types": "u8s8", "reduce_range": False, "min_sqnr_db": 200, "max_float_ratio": 0.5}
+STAGE = {
+    "types": "u8s8",
+    "reduce_range": False,
+    "min_sqnr_db": 200,
+    "max_float_ratio": 0.5,
+    "schemes": ["static", "float"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +49,23 @@ def test_the_stage_can_be_pasted(found: Proposal, files: tuple[Path, Path], tmp_
     (tmp_path / "run.yaml").write_text(head + "".join(f"  {line}\n" for line in found.to_yaml().splitlines()))
     stage = load_config(tmp_path / "run.yaml").variants["mixed"][0]
     assert isinstance(stage, QuantizeStatic)
-    assert stage.exclude_nodes == tuple(found.facts["returned"])
+    assert stage.exclude_nodes == tuple(found.facts["assigned"])
     assert stage.exclude_nodes
     assert stage.types == "u8s8"
 
 
 def test_the_table_fits_and_says_what_was_chosen(found: Proposal) -> None:
-    """No line is longer than 80 columns, and each group that returns to float is marked."""
+    """No line is longer than 80 columns, and each group that was given another scheme is marked."""
     console = Console(width=80, record=True, file=io.StringIO())
     print_sensitivity(found, console)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines[1 : lines.index("")]]
     assert len(rows) == 4
-    marked = {row[0] for row in rows if row[-1] == "float"}
+    marked = {row[0] for row in rows if row[-1] == "chosen"}
     assert marked
-    assert marked <= set(found.facts["returned"])
-    assert "200 dB needs more than 50% in float" in " ".join(" ".join(lines).split())
+    assert marked <= set(found.facts["assigned"])
+    assert "200 dB is out of reach with at most 50% in float" in " ".join(" ".join(lines).split())
 
 
 def test_the_command_writes_both(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -69,8 +75,26 @@ def test_the_command_writes_both(files: tuple[Path, Path], tmp_path: Path) -> No
     result = CliRunner().invoke(app, [*arguments, "--min-sqnr-db", "200", "--max-float-ratio", "0.5"])
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    assert len(document["sensitivity"]) == 4
-    assert all(name in out.read_text() for name in document["stage"]["exclude_nodes"])
+    assert {one["scheme"] for one in document["sensitivity"]} >= {"float"}
+    assert set(document["singles"]) >= {"static", "float"}
+    assert document["assigned"]
+    assert all(name in out.read_text() for name in document["assigned"])
+
+
+def test_a_mixture_is_patched_by_overrides() -> None:
+    """What is not static and float alone becomes the mixed stage with one scheme and its exceptions."""
+    settings = QuantizeMixed(min_sqnr_db=30, overrides={"a": "float"}, exclude_nodes=("z",))
+    stage = patch(settings, {"base": "dynamic", "assigned": {"b": "static"}})
+    assert stage["kind"] == "quantize_mixed"
+    assert (stage["schemes"], stage["overrides"]) == (["dynamic"], {"a": "float", "b": "static"})
+    assert QuantizeMixed.model_validate(stage).exclude_nodes == ("z",)
+    assert patch(settings, {"base": "static", "assigned": {"b": "float"}})["exclude_nodes"] == ["z", "a", "b"]
+
+
+def test_a_model_without_a_choice_is_told(files: tuple[Path, Path]) -> None:
+    """With one scheme there is nothing to find out, and that is an error here."""
+    with pytest.raises(ModelError, match="no node has a choice"):
+        find_sensitivity(*files, stage={"schemes": ["static"]})
 
 
 @pytest.mark.parametrize("out", ["nowhere/patch.yaml", "."])
