@@ -33,9 +33,8 @@ class Found:
         mixture: What each group becomes.
         base: The single scheme that it differs least from, or is.
         decision: Why this and no other, in a sentence.
-        sqnr_db: Of the outputs; None where there was no choice and nothing was measured.
-        base_db: The same of the single scheme ``base``.
-        reached: Whether the drift that was asked for is.
+        is_given: There was no choice, and nothing was measured.
+        base_db: SQNR of the outputs of the single scheme ``base``.
         time_ratio: Time over that of the float model, measured in pairs, with its interval.
         singles: Each scheme alone.
         table: What each group's change does.
@@ -44,9 +43,8 @@ class Found:
     mixture: Mixture
     base: NodeScheme
     decision: str
-    sqnr_db: float | None = None
+    is_given: bool = False
     base_db: float = math.nan
-    reached: bool = True
     time_ratio: Sequence[float] = ()
     singles: Mapping[str, Any] = field(default_factory=dict)
     table: tuple[Sensitivity, ...] = ()
@@ -79,7 +77,7 @@ def find_mixture(trials: Trials, settings: QuantizeMixed, ctx: Context) -> Found
     """
     if len(settings.schemes) == 1 or not trials.groups:
         only = settings.schemes[0]
-        return Found(trials.single(only), only, "there was no choice")
+        return Found(trials.single(only), only, "there was no choice", is_given=True)
     target = 10 ** (-settings.min_sqnr_db / 10)
     singles = measure_singles(trials, settings)
     base = min(singles, key=lambda one: (max(0.0, trials.float_ratio(one.mixture) - trials.limit), one.time_ratio[0]))
@@ -90,16 +88,13 @@ def find_mixture(trials: Trials, settings: QuantizeMixed, ctx: Context) -> Found
     mixture, decision = settle(trials, mixture, singles, target)
     chosen = next((one for one in singles if one.mixture == mixture), None)
     origin = chosen or base
-    noise = trials.trial(mixture).noise
     return Found(
         mixture,
         origin.scheme,
         decision,
-        trials.trial(mixture).sqnr_db,
-        trials.trial(origin.mixture).sqnr_db,
-        noise <= target,
-        chosen.time_ratio if chosen else trials.ratio(trials.single("float"), mixture),
-        {
+        base_db=trials.trial(origin.mixture).sqnr_db,
+        time_ratio=chosen.time_ratio if chosen else trials.ratio(trials.single("float"), mixture),
+        singles={
             one.scheme: {
                 "sqnr_db": finite(trials.trial(one.mixture).sqnr_db),
                 "time_ratio": list(one.time_ratio),
@@ -107,7 +102,7 @@ def find_mixture(trials: Trials, settings: QuantizeMixed, ctx: Context) -> Found
             }
             for one in singles
         },
-        table,
+        table=table,
     )
 
 

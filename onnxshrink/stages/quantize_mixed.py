@@ -57,9 +57,10 @@ def quantize_mixed(
         model, facts = finished_model(settings, schemes, source, ctx)
     op_types = {node.name: node.op_type for node in plan.model.graph.node}
     Session(save_model(model, out), name=ctx.step)
-    if not found.reached:
+    sqnr_db = None if found.is_given else trials.measured(model.SerializeToString()).sqnr_db
+    if sqnr_db is not None and sqnr_db < settings.min_sqnr_db:
         ctx.events.warned(
-            f"{ctx.step}: {found.sqnr_db:.1f} dB of {settings.min_sqnr_db:g} dB with "
+            f"{ctx.step}: {sqnr_db:.1f} dB of {settings.min_sqnr_db:g} dB with "
             f"{settings.max_float_ratio:.0%} of the multiply-accumulates in float"
         )
     return facts | {
@@ -68,11 +69,11 @@ def quantize_mixed(
         "bytes_after": size_bytes(out),
         "quantized_nodes": _counts(op_types, schemes),
         "nodes": dict(sorted(Counter(schemes.values()).items())),
-        **_found_facts(found, trials, settings),
+        **_found_facts(found, trials, settings, sqnr_db),
     }
 
 
-def _found_facts(found: Found, trials: Trials, settings: QuantizeMixed) -> Facts:
+def _found_facts(found: Found, trials: Trials, settings: QuantizeMixed, sqnr_db: float | None) -> Facts:
     single = trials.nodes(trials.single(found.base))
     facts: dict[str, Any] = {
         "min_sqnr_db": settings.min_sqnr_db,
@@ -81,12 +82,12 @@ def _found_facts(found: Found, trials: Trials, settings: QuantizeMixed) -> Facts
         "assigned": {name: scheme for name, scheme in trials.nodes(found.mixture).items() if scheme != single[name]},
         "decision": found.decision,
     }
-    if found.sqnr_db is None:
+    if sqnr_db is None:
         return facts
     return facts | {
         "sqnr_db_base": finite(found.base_db),
-        "sqnr_db_mixed": finite(found.sqnr_db),
-        "reached": found.reached,
+        "sqnr_db_mixed": finite(sqnr_db),
+        "reached": sqnr_db >= settings.min_sqnr_db,
         "float_ratio": trials.float_ratio(found.mixture),
         "time_ratio": list(found.time_ratio),
         "singles": found.singles,

@@ -14,6 +14,7 @@ from onnxshrink.config.stages import NodeScheme, QuantizeDynamic, QuantizeMixed,
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.runtime.graph import load_model
+from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.quantize_dynamic import dynamic_nodes
 from onnxshrink.stages.quantize_dynamic import quantized_model as dynamic_model
@@ -36,7 +37,12 @@ def takeable(plan: StaticPlan, settings: QuantizeMixed) -> dict[str, frozenset[N
         settings: The operator types and excluded nodes are those of every scheme.
     """
     model = plan.model
-    left = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
+    left = set(excluded_nodes(settings.exclude_nodes, model, stage=settings.kind))
+    # Where no fixed range serves, one of its own for each input may; what static leaves otherwise was asked for.
+    absurd = plan.facts.get("absurd_tensors", {})
+    left |= {
+        n.name for n in model.graph.node if n.name in plan.excluded and absurd.keys().isdisjoint((*n.input, *n.output))
+    }
     readers = [name for node in model.graph.node for name in dict.fromkeys(node.input)]
     constants = {tensor.name for tensor in model.graph.initializer}
     shared = {name for name in constants if readers.count(name) > 1} if "static" in settings.schemes else set()
@@ -136,12 +142,19 @@ def finished_model(
     Raises:
         ShrinkError: As of `quantize_static`.
     """
-    facts: Facts = {}
-    if "static" in schemes.values():
-        others = tuple(name for name, scheme in schemes.items() if scheme != "static")
-        with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-            facts = quantize_static(settings.static((*settings.exclude_nodes, *others)), source, Path(folder), ctx)
-            model = load_model(Path(folder) / "model.onnx")
-    else:
+    if "static" not in schemes.values():
         model = prepare(load_model(source.model_path), where=ctx.step)
-    return finish_schemes(model, schemes, settings, where=ctx.step), facts
+        return finish_schemes(model, schemes, settings, where=ctx.step), {}
+    is_plain = set(schemes.values()) <= {"static", "float"}
+    others = tuple(name for name, scheme in schemes.items() if scheme != "static")
+    static = settings.static((*settings.exclude_nodes, *others))
+    if not is_plain:  # a compact file has other names
+        static = static.model_copy(update={"compact": False})
+    with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
+        facts = quantize_static(static, source, Path(folder), ctx)
+        model = load_model(Path(folder) / "model.onnx")
+    if not is_plain:
+        model = finish_schemes(model, schemes, settings, where=ctx.step)
+        if settings.compact:
+            facts["compact"] = compact(model)
+    return model, facts

@@ -167,11 +167,27 @@ class Trials:
         """Make a mixture, unless that was done before, and measure it; one that cannot run has infinite noise."""
         if mixture not in self._done:
             try:
-                self._done[mixture] = self._measured(self.made(mixture))
+                self._done[mixture] = self.measured(self.made(mixture))
             except ModelError as e:
                 self._ctx.events.warned(f"{self._ctx.step}: a mixture was left out: {e.what}")
                 self._done[mixture] = Trial(math.inf, {})
         return self._done[mixture]
+
+    def measured(self, model: bytes) -> Trial:
+        """Drift and kernel times of a finished model.
+
+        Raises:
+            ModelError: ONNX Runtime cannot load or run it.
+        """
+        if not self._wanted:
+            reference = Session(self.plan.model.SerializeToString(), name=self._ctx.step)
+            self._wanted = [reference.run(batch) for batch in self._batches]
+        outputs, kernels = self._stopwatch.kernels(model, self._batches, name=self._ctx.step)
+        drifts = {name: Drift(name) for name in self._wanted[0]}
+        for wanted, got in zip(self._wanted, outputs, strict=True):
+            drifts = {name: drift.update(wanted[name], got[name]) for name, drift in drifts.items()}
+        noise = max(math.inf if drift.flaw else 10 ** (-drift.sqnr_db / 10) for drift in drifts.values())
+        return Trial(noise, kernels)
 
     def ratio(self, reference: Mixture, candidate: Mixture) -> Ratio:
         """Time of one mixture over that of another, from interleaved pairs, and its interval."""
@@ -197,17 +213,6 @@ class Trials:
             hold_float(model)
         serialized: bytes = finish_schemes(model, schemes, self._settings, where=self._ctx.step).SerializeToString()
         return serialized
-
-    def _measured(self, model: bytes) -> Trial:
-        if not self._wanted:
-            reference = Session(self.plan.model.SerializeToString(), name=self._ctx.step)
-            self._wanted = [reference.run(batch) for batch in self._batches]
-        outputs, kernels = self._stopwatch.kernels(model, self._batches, name=self._ctx.step)
-        drifts = {name: Drift(name) for name in self._wanted[0]}
-        for wanted, got in zip(self._wanted, outputs, strict=True):
-            drifts = {name: drift.update(wanted[name], got[name]) for name, drift in drifts.items()}
-        noise = max(math.inf if drift.flaw else 10 ** (-drift.sqnr_db / 10) for drift in drifts.values())
-        return Trial(noise, kernels)
 
     def _groups(self) -> tuple[Group, ...]:
         """Every node that has a choice, in groups, in the order of the graph."""

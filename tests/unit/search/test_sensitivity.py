@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
+from known_times import KnownTimes
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,6 +29,14 @@ STAGE = {
     "max_float_ratio": 0.5,
     "schemes": ["static", "float"],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_times() -> Iterator[None]:
+    """No test waits for a clock."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("onnxshrink.stages.quantize_mixed.Stopwatch", KnownTimes)
+        yield
 
 
 @pytest.fixture(scope="module")

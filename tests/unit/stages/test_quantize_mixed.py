@@ -169,6 +169,16 @@ def test_overrides_reproduce_the_bytes(tmp_path: Path, schemes: list[str]) -> No
     assert "sensitivity" not in again
 
 
+@pytest.mark.parametrize("settings", [{"compact": True}, {"format": "qoperator"}, {"granularity": "per_channel"}])
+def test_other_settings_of_static_quantization_hold(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Compact files, the operator format and a scale per channel mix as well, as near as was asked for."""
+    facts, path = run_stage(tmp_path, two_branches(), mixed(min_sqnr_db=25, max_float_ratio=0.1, **settings))
+    assert facts["assigned"]["product"] in {"dynamic", "weights"}
+    assert facts["reached"]
+    assert singly(two_branches(), path) > 25
+    assert audit(path).ratio == pytest.approx(1.0, abs=0.1)
+
+
 def test_the_search_leaves_overrides_alone(tmp_path: Path) -> None:
     """A node that the config fixes is in no group and becomes what the config says."""
     settings = mixed(min_sqnr_db=25, max_float_ratio=0.1, overrides={"product": "weights", "conv1": "float"})
@@ -227,8 +237,7 @@ def test_the_same_again(tmp_path: Path) -> None:
     assert (first, a.read_bytes()) == (second, b.read_bytes())
 
 
-@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-@pytest.mark.parametrize("ratio", [0.05, 0.5])
+@pytest.mark.parametrize(("granularity", "ratio"), [("per_tensor", 0.05), ("per_channel", 0.5)])
 def test_never_worse_than_int8(tmp_path: Path, granularity: str, ratio: float) -> None:
     """A drift out of reach costs no more work than was allowed, and the result is at least as near as all-int8."""
     settings = mixed(min_sqnr_db=200, granularity=granularity, max_float_ratio=ratio)
@@ -238,6 +247,20 @@ def test_never_worse_than_int8(tmp_path: Path, granularity: str, ratio: float) -
     assert facts["sqnr_db_mixed"] >= facts["sqnr_db_base"]
     assert drift_db(planted(), path) > drift_db(planted(), int8) - 0.5
     assert not facts["reached"]
+
+
+@pytest.mark.slow
+def test_by_the_clock(tmp_path: Path) -> None:
+    """With times that are really measured the drift is reached, and every ratio lies within its interval."""
+    source, out = nets.artifact_of(planted(), tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    facts = quantize_mixed(mixed(min_sqnr_db=25, max_float_ratio=0.9), source, out, context(planted(), tmp_path))
+    json.dumps(facts, allow_nan=False)
+    assert facts["reached"]
+    assert drift_db(planted(), out / "model.onnx") > 25
+    for ratio, lo, hi in (facts["time_ratio"], *(one["time_ratio"] for one in facts["singles"].values())):
+        assert 0 < lo <= ratio <= hi
+    assert any(one["time_ratio"] for one in facts["sensitivity"])
 
 
 def test_excluded_nodes_are_no_candidates(tmp_path: Path) -> None:
@@ -253,6 +276,15 @@ def test_nothing_to_quantize_is_declined(tmp_path: Path) -> None:
     facts, path = run_stage(tmp_path, nets.model_of([node], {"x": ["N", 4]}, {"y": ["N", 4]}, {}), mixed())
     assert "no node" in facts["declined"]
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Erf"]
+
+
+def test_masked_attention_is_mixed(tmp_path: Path) -> None:
+    """Where a mask keeps nodes from static quantization, the rest still has its choices, and nothing is lost."""
+    model = nets.attention()
+    facts, path = run_stage(tmp_path, model, mixed(min_sqnr_db=30, max_float_ratio=1.0))
+    assert facts["reached"]
+    assert singly(model, path) > 27
+    assert {"query", "key", "value"} <= {name for one in facts["sensitivity"] for name in one["nodes"]}
 
 
 @pytest.mark.parametrize("model", [nets.cnn(), nets.attention(mark=-100.0)])
