@@ -60,6 +60,7 @@ class Method(StrEnum):
     percentile = "percentile"
     entropy = "entropy"
     mse = "mse"
+    auto = "auto"
 
 
 class Scheme(StrEnum):

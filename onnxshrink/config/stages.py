@@ -197,10 +197,11 @@ class StaticQuantization(StageSettings):
     """Instruction set of the processor the model is for; `auto` is that of this machine."""
     format: Literal["qdq", "qoperator"] = "qdq"
     """QuantizeLinear/DequantizeLinear pairs that the runtime fuses, or integer operators in the file itself."""
-    method: CalibrationMethod = "minmax"
-    """How the range of an activation follows from its observed values."""
+    method: CalibrationMethod | Literal["auto"] = "minmax"
+    """How the range of an activation follows from its observed values; `auto` chooses among the methods for each
+    tensor, by the measured error of the outputs on some calibration samples."""
     percentile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.9999
-    """For `method: percentile`: share of the values that the range covers."""
+    """For `method: percentile`, and its part in `auto`: share of the values that the range covers."""
     bias_correction: bool = True
     """Take what rounding the weights adds to each channel's mean, on the calibration samples, out of its bias."""
     reduce_range: Literal["auto"] | bool = "auto"
@@ -213,6 +214,10 @@ class StaticQuantization(StageSettings):
     """Quantize only these operator types; None takes all that ONNX Runtime can."""
     exclude_nodes: tuple[str, ...] = ()
     """Names of nodes to leave in float. A name that matches nothing is an error."""
+    float_first: Annotated[int, Field(ge=0)] = 0
+    """Leave this many of the nodes that multiply, from the model's input on, in float: they often drift most."""
+    float_last: Annotated[int, Field(ge=0)] = 0
+    """As many before the model's output."""
 
 
 class QuantizeStatic(StaticQuantization):

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.calibrate import CalibrationMethod as OrtMethod
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
@@ -27,20 +28,22 @@ from onnxshrink.calibration.masks import masked_tensors
 from onnxshrink.calibration.observe import tensors_to_calibrate
 from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.calibration.ranges import Range
-from onnxshrink.config.stages import Calibrate, QuantizeStatic
+from onnxshrink.config.stages import Calibrate, CalibrationMethod, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.runtime.graph import input_specs, load_model, opset_of, require_valid, save_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import Session
+from onnxshrink.stages.choose_ranges import choose_ranges
 from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
 from onnxshrink.stages.hold_float import hold_float
 from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
-from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
+from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, outermost_nodes, strip
 
 _BATCH = 4
+_METHODS: tuple[CalibrationMethod, ...] = ("mse", "minmax", "percentile", "entropy")  # of equals the first is kept
 _NOTHING = "the model has no node that static quantization could take"
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Activation type, weight type.
@@ -174,7 +177,8 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
     settings = settings.model_copy(update={"types": scheme.types, "isa": isa})
     model = prepare(loaded, where=ctx.step)
     op_types = quantizable_op_types(settings)
-    excluded = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
+    excluded = outermost_nodes(model, settings.float_first, settings.float_last)
+    excluded |= excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
     facts: Facts = {
         "granularity": settings.granularity,
         "types": settings.types,
@@ -191,13 +195,35 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
     unfit = calibration.absurd() | masked_tensors(model)
     facts["absurd_tensors"] = {name: unfit[name] for name in tensors_to_calibrate(model) if name in unfit}
     excluded |= _nodes_at(unfit, model, op_types)
-    ranges = ranges_of(calibration, settings.method, percentile=settings.percentile, leave_out=unfit)
-    plan = StaticPlan(ctx.step, settings, model, excluded, ranges, frozenset(calibration.tensors), facts=facts)
+    methods = _METHODS if settings.method == "auto" else (settings.method,)
+    candidates = {
+        method: ranges_of(calibration, method, percentile=settings.percentile, leave_out=unfit) for method in methods
+    }
+    activations = frozenset(calibration.tensors)
+    plan = StaticPlan(ctx.step, settings, model, excluded, candidates[methods[0]], activations, facts=facts)
     reduced = reduced_range(
         settings, scheme, lambda other: replace(plan, settings=other).quantized(), model, forecast_samples(ctx, model)
     )
     settings = settings.model_copy(update={"reduce_range": reduced.everywhere})
-    return replace(plan, settings=settings, reduced=reduced.weights, facts=facts | reduced.facts)
+    plan = replace(plan, settings=settings, reduced=reduced.weights, facts=facts | reduced.facts)
+    return plan if len(candidates) == 1 else _with_chosen_ranges(plan, candidates, ctx)
+
+
+def _with_chosen_ranges(
+    plan: StaticPlan, candidates: Mapping[CalibrationMethod, Mapping[str, Range]], ctx: Context
+) -> StaticPlan:
+    """The plan with each tensor's range by the method that serves the outputs best."""
+    model = plan.corrected(ctx)[0] if plan.settings.bias_correction else plan.model
+    trial = replace(plan, settings=plan.settings.model_copy(update={"format": "qdq"}))
+    chosen = choose_ranges(
+        candidates,
+        lambda ranges: replace(trial, ranges=ranges).quantized(model=model),
+        plan.model,
+        forecast_samples(ctx, plan.model),
+        progress=lambda done, total: ctx.events.progress(ctx.step, done, total, "ranges"),
+        name=ctx.step,
+    )
+    return replace(plan, ranges=chosen.ranges, facts=plan.facts | {"chosen_ranges": chosen.facts})
 
 
 def quantized_model(
@@ -220,7 +246,7 @@ def quantized_model(
     """
     activation_type, weight_type = _TYPES[settings.types]
     limits = TensorsData(
-        CalibrationMethod.MinMax,
+        OrtMethod.MinMax,
         {name: TensorData(lowest=np.float32(lo), highest=np.float32(hi)) for name, (lo, hi) in ranges.items()},
     )
     op_types = list(quantizable_op_types(settings))

@@ -11,6 +11,7 @@ import onnx
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.tensors import did_you_mean
 from onnxshrink.stages.origins import origins
+from onnxshrink.verify.macs import multiplies
 
 
 def excluded_nodes(
@@ -43,6 +44,19 @@ def excluded_nodes(
         reason = "excluded in the config" + (f" as {name!r}" if name in fused else "")
         excluded |= dict.fromkeys((known | fused)[name], reason)
     return excluded
+
+
+def outermost_nodes(model: onnx.ModelProto, first: int, last: int) -> dict[str, str]:
+    """The first and the last nodes that multiply, each with the setting that leaves it alone as its reason.
+
+    Args:
+        model: A prepared model, its nodes in topological order.
+        first: How many from the input on; at most all.
+        last: How many before the output; at most all.
+    """
+    names = [node.name for node in model.graph.node if multiplies(node)]
+    ending = dict.fromkeys(names[max(len(names) - last, 0) :], f"float_last: {last}")
+    return ending | dict.fromkeys(names[:first], f"float_first: {first}")
 
 
 def chosen_op_types(
