@@ -60,6 +60,7 @@ def quantize_weights(settings: QuantizeWeights, source: Artifact, out: Path, ctx
     op_types = chosen_op_types(settings.op_types, tuple(_WEIGHTS), tuple(_WEIGHTS), stage=settings.kind, what=what)
     left = excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
     left |= _reasons_to_leave(model, op_types, left)
+    left |= (without_form := _without_form(model))
     chosen = {n.name: n.op_type for n in model.graph.node if n.op_type in _WEIGHTS and n.name not in left}
     facts: Facts = {
         "bits": settings.bits,
@@ -85,6 +86,26 @@ def quantize_weights(settings: QuantizeWeights, source: Artifact, out: Path, ctx
         "bytes_after": size_bytes(out),
         "quantized_nodes": dict(sorted(Counter(chosen.values()).items())),
         "nodes": notes,
+        "warnings": [_still_float(without_form)] if without_form else [],
+    }
+
+
+def _still_float(nodes: Collection[str]) -> str:
+    some = ", ".join(sorted(nodes)[:2])
+    return f"the weights of {len(nodes)} fused nodes stay in float ({some}): quantize the model before it is fused"
+
+
+def _without_form(model: onnx.ModelProto) -> dict[str, str]:
+    """Nodes of ONNX Runtime's own operators that hold matrices of weights, such as Attention, each with the reason."""
+    matrices = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and math.prod(tensor.dims) >= _MIN_WEIGHTS
+    }
+    return {
+        node.name: f"{node.op_type} has no form with weights in few bits"
+        for node in model.graph.node
+        if node.domain == _MICROSOFT and node.op_type not in _WEIGHTS and matrices & set(node.input)
     }
 
 

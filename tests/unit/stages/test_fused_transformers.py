@@ -91,3 +91,16 @@ def test_attention_and_embedding_have_dynamic_forms(report: Report) -> None:
     facts = facts_of(report, "dynamic/quantize_dynamic")
     assert facts["quantized_nodes"]["Attention"] == 2
     assert facts_of(report, "smooth_dynamic/smooth_quant")["alphas"].keys() >= {"x0", "x1"}
+
+
+@pytest.mark.slow
+def test_weights_of_fused_operators_without_a_small_form_are_told(report: Report) -> None:
+    """Attention and the embedding hold most of the bytes: that they stay in float is said, with what to do."""
+    if report.name != "transformers":
+        pytest.skip("ONNX Runtime fuses no Attention at this level")
+    facts = facts_of(report, "weights8/quantize_weights")
+    reason = "has no form with weights in few bits"
+    assert facts["float_nodes"] == {
+        "embed": f"EmbedLayerNormalization {reason}", "attend0": f"Attention {reason}", "attend1": f"Attention {reason}"
+    }  # fmt: skip
+    assert any("before it is fused" in text for text in report.warnings)
