@@ -15,6 +15,17 @@ from onnxshrink.runtime.session import Session
 QUANTIZABLE_OP_TYPES = tuple(sorted({*QLinearOpsRegistry, *QDQRegistry}))
 """Every operator type that ONNX Runtime's static quantization knows, of either format."""
 
+LAYER_NORMS = frozenset({
+    "EmbedLayerNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+})  # fmt: skip
+"""What normalizes over channels, as ONNX and ONNX Runtime name it: the mark of a transformer."""
+
+SUITED_TO_TRANSFORMERS = ("Clip", "Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Relu")
+"""What static quantization takes behind a LayerNormalization unless it is told otherwise. There a few channels are a
+hundred times as large as the others, and every sum, norm or activation in 8 bits loses the rest: MiniLM keeps 4.5 dB
+with all operator types, and 9.0 dB with these at the same speed."""
+
 MIN_OPSET = 13
 """The first opset whose DequantizeLinear has an axis, which one scale per channel needs."""
 

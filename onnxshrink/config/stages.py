@@ -211,7 +211,8 @@ class StaticQuantization(StageSettings):
     """Leave out of a `qdq` file what follows from the rest, such as zero points that are zero, and shorten the names of
     what was added; no output changes by it. Store the scales of wide layers in float16, which costs next to nothing."""
     op_types: tuple[str, ...] | None = None
-    """Quantize only these operator types; None takes all that ONNX Runtime can."""
+    """Quantize only these operator types. None takes all that ONNX Runtime can; in a network with LayerNormalization
+    only products, lookups and what is fused into them."""
     exclude_nodes: tuple[str, ...] = ()
     """Names of nodes to leave in float. A name that matches nothing is an error."""
     float_first: Annotated[int, Field(ge=0)] = 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from onnxshrink.calibration.prepare import LAYER_NORMS
 from onnxshrink.config.data import NpzData
 from onnxshrink.core.errors import ModelError
 from onnxshrink.data.reader import open_reader
@@ -25,10 +26,6 @@ Scheme: TypeAlias = Literal["static", "dynamic"]
 # As ONNX Runtime names them when it runs a float model.
 _PRODUCTS = {"Attention", "FusedGemm", "FusedMatMul", "Gemm", "GemmFastGelu", "MatMul", "MultiHeadAttention"}
 _RECURRENT = {"LSTM"}  # the only one that ONNX Runtime quantizes, and only dynamically
-_NORMS = {
-    "EmbedLayerNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +67,6 @@ def choice_of(coverage: Coverage) -> Choice:
         return Choice("dynamic", f"{recurrent:.0%} of the multiply-accumulates lie in LSTM, which has no static form")
     if products <= 0.5:
         return Choice("static", f"{1 - products:.0%} of the multiply-accumulates lie outside of matrix products")
-    if not op_types & _NORMS:
+    if not op_types & LAYER_NORMS:
         return Choice("static", "its matrix products read no LayerNormalization")
     return Choice("dynamic", f"{products:.0%} of the multiply-accumulates lie in matrix products of a transformer")

@@ -26,7 +26,7 @@ from onnxruntime.quantization.quant_utils import QuantizationMode
 from onnxshrink.calibration.calibrate import load_calibration, ranges_of
 from onnxshrink.calibration.masks import masked_tensors
 from onnxshrink.calibration.observe import tensors_to_calibrate
-from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
+from onnxshrink.calibration.prepare import LAYER_NORMS, QUANTIZABLE_OP_TYPES, SUITED_TO_TRANSFORMERS, prepare
 from onnxshrink.calibration.ranges import Range
 from onnxshrink.config.stages import Calibrate, CalibrationMethod, QuantizeStatic
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
@@ -96,7 +96,7 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
         "bytes_after": size_bytes(out),
         "activations": _quantized_activations(quantized, plan.activations),
         "ranges": len(plan.ranges),
-        **_node_facts(plan.model.graph.node, quantizable_op_types(settings), plan.excluded, in_float),
+        **_node_facts(plan.model.graph.node, quantizable_op_types(plan.settings), plan.excluded, in_float),
         "warnings": warnings,
     }
 
@@ -176,6 +176,10 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
     scheme = resolve_scheme(isa, types=settings.types, format=settings.format, op_types=settings.op_types)
     settings = settings.model_copy(update={"types": scheme.types, "isa": isa})
     model = prepare(loaded, where=ctx.step)
+    reasons = list(scheme.reasons)
+    if settings.op_types is None and (norms := LAYER_NORMS & {node.op_type for node in model.graph.node}):
+        settings = settings.model_copy(update={"op_types": SUITED_TO_TRANSFORMERS})
+        reasons.append(f"the graph has {min(norms)}: only {', '.join(SUITED_TO_TRANSFORMERS)} take 8 bits well there")
     op_types = quantizable_op_types(settings)
     excluded = outermost_nodes(model, settings.float_first, settings.float_last)
     excluded |= excluded_nodes(settings.exclude_nodes, model, stage=settings.kind)
@@ -183,7 +187,7 @@ def plan_static(settings: QuantizeStatic, loaded: onnx.ModelProto, source: Artif
         "granularity": settings.granularity,
         "types": settings.types,
         "isa": isa,
-        "scheme": list(scheme.reasons),
+        "scheme": reasons,
         "format": settings.format,
         "method": settings.method,
         "opset_after": opset_of(model),

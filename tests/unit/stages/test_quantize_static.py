@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
+from encoder_models import encoder, sentences
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
 from onnxruntime.quantization import quantize_static as ort_quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -38,12 +39,14 @@ class OrtReader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.batches, None)
 
 
-def run_stage(tmp_path: Path, model: onnx.ModelProto, **settings: Any) -> tuple[dict[str, Any], onnx.ModelProto]:
-    """The stage's facts and model on 32 seeded samples."""
+def run_stage(
+    tmp_path: Path, model: onnx.ModelProto, samples: Batch | None = None, **settings: Any
+) -> tuple[dict[str, Any], onnx.ModelProto]:
+    """The stage's facts and model on these samples, or on 32 seeded ones."""
     source = nets.artifact_of(model, tmp_path / "source")
     out = tmp_path / "out"
     out.mkdir()
-    reader = nets.ArrayReader(nets.samples_of(model, 32))
+    reader = nets.ArrayReader(samples or nets.samples_of(model, 32))
     facts = quantize_static(QuantizeStatic(**settings), source, out, nets.context_of(reader, tmp_path))
     json.dumps(facts, allow_nan=False)
     return facts, onnx.load(out / "model.onnx")
@@ -218,15 +221,27 @@ def test_root_logger_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
-def test_unknown_types_are_no_traceback(tmp_path: Path) -> None:
-    """A tensor of a foreign operator has no inferred type: what cannot do without is refused, and may be excluded."""
-    model = nets.cnn()
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    model.graph.node[7].input[0] = "g"
-    model.graph.node.insert(7, onnx.helper.make_node("Gelu", ["p"], ["g"], name="gelu", domain="com.microsoft"))
-    with pytest.raises(ModelError, match="cannot quantize") as error:
-        run_stage(tmp_path / "all", model)
+def test_a_graph_that_the_quantizer_cannot_take_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime's quantizer raises becomes an error that names the way out."""
+
+    def refuse(_: QDQQuantizer) -> None:
+        message = "Unable to find data type for weight_name='g'\nand more"
+        raise ValueError(message)
+
+    monkeypatch.setattr(QDQQuantizer, "quantize_model", refuse)
+    with pytest.raises(ModelError, match="cannot quantize the model: Unable to find data type") as error:
+        run_stage(tmp_path, nets.cnn())
     assert "exclude_nodes" in str(error.value.fix)
-    facts, _ = run_stage(tmp_path / "some", model, exclude_nodes=["head"])
-    assert facts["float_op_types"] == {"Gelu": 1}
-    assert facts["quantized_nodes"]["Conv"] == 3
+
+
+def test_a_network_with_layer_norm_quantizes_its_products(tmp_path: Path) -> None:
+    """Sums, norms and activations stay in float unless `op_types` asks for them, and the facts say why."""
+    model = encoder()
+    facts, _ = run_stage(tmp_path / "default", model, sentences(8))
+    assert set(facts["quantized_nodes"]) <= {"Gather", "Gemm", "MatMul"}
+    assert facts["quantized_nodes"]["MatMul"] > 0
+    assert "LayerNormalization" in facts["scheme"][-1]
+    everything, _ = run_stage(tmp_path / "all", model, sentences(8), op_types=["Add", "LayerNormalization", "MatMul"])
+    assert everything["quantized_nodes"]["Add"] > 0
