@@ -110,6 +110,19 @@ def attention(*, mark: float = float(np.finfo(np.float32).min)) -> Model:
     return model_of(nodes, {"x": ["N", 6, 8], "keep": ["N", 1, 6]}, {"y": ["N", 6, 8]}, weights)
 
 
+def tied() -> Model:
+    """Four products, the two in the middle with the same weights."""
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.standard_normal((32, 32)) / 4).astype(np.float32) for name in ("a", "s", "b")}
+    nodes = []
+    for place, (weight, name) in enumerate([("a", "first"), ("s", "tied1"), ("s", "tied2"), ("b", "last")]):
+        nodes += [
+            helper.make_node("MatMul", [f"r{place}" if place else "x", weight], [f"p{place}"], name=name),
+            helper.make_node("Relu", [f"p{place}"], [f"r{place + 1}" if place < 3 else "y"], name=f"relu_{name}"),
+        ]
+    return model_of(nodes, {"x": ["N", 32]}, {"y": ["N", 32]}, weights)
+
+
 def samples_of(model: Model, count: int, *, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Seeded samples for the inputs of a model with a dynamic batch; inputs named ``keep`` are zeros and ones."""
     rng = np.random.default_rng(seed)

@@ -84,8 +84,8 @@ def correct_bias(
 def _rounded_layers(model: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[list[_Layer], dict[str, str]]:
     """The nodes to correct, and the name of each other Conv and Gemm with rounded weights and why it is left."""
     floats = {tensor.name: tensor for tensor in model.graph.initializer}
-    integers = {tensor.name: tensor for tensor in quantized.graph.initializer}
-    still_float = {node.name for node in quantized.graph.node if node.op_type in _OP_TYPES and node.input[1] in floats}
+    integers = {tensor.name: tensor for tensor in quantized.graph.initializer}  # and what stays in float
+    still_float = {n.name for n in quantized.graph.node if n.op_type in _OP_TYPES and n.input[1] in integers}
     layers: list[_Layer] = []
     declined: dict[str, str] = {}
     for node in model.graph.node:

@@ -1,4 +1,7 @@
-"""Excluded nodes stay in float where ONNX Runtime runs the model, and not only in the file.
+"""Excluded nodes stay in float: where ONNX Runtime quantizes the model, and where it runs it.
+
+Its quantizers put the 8-bit form of a constant in the constant's place wherever that is read, so a node that stays in
+float gets a copy of what it shares with one that does not: see `own_constants`.
 
 ONNX Runtime rounds the float weights of a Conv, ConvTranspose or Gemm between DequantizeLinear and QuantizeLinear to 8
 bits while it loads the model (``WeightBiasQuantization``), with one scale for the whole tensor: EfficientNet-Lite0 with
@@ -8,6 +11,8 @@ behind the node: the CPU provider runs both as one kernel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import onnx
 from onnx import TensorProto, helper
@@ -49,3 +54,31 @@ def hold_float(model: onnx.ModelProto) -> list[str]:
     del model.graph.node[:]
     model.graph.node.extend(after)
     return list(held)
+
+
+def own_constants(model: onnx.ModelProto, nodes: Collection[str], op_types: Collection[str]) -> None:
+    """Give nodes that stay in float a copy of each float constant that a node to be quantized reads as well, in place.
+
+    Args:
+        model: A float model, before it is quantized.
+        nodes: Names of those that stay in float; they share one copy.
+        op_types: What is quantized elsewhere.
+    """
+    left = set(nodes)
+    graph = model.graph
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    read = {name for n in graph.node if n.name not in left and n.op_type in op_types for name in n.input}
+    taken = {*(tensor.name for tensor in graph.initializer), *(name for n in graph.node for name in n.output)}
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input if node.name in left else ()):
+            if name not in floats or name not in read:
+                continue
+            if name not in copies:
+                copies[name] = f"{name}_float"
+                while copies[name] in taken:
+                    copies[name] += "_"
+                taken.add(copies[name])
+                graph.initializer.add().CopyFrom(floats[name])
+                graph.initializer[-1].name = copies[name]
+            node.input[place] = copies[name]

@@ -26,6 +26,7 @@ from onnxshrink.runtime.graph import load_model, opset_of, save_model
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.gemm import is_plain_gemm, unfold_gemms
+from onnxshrink.stages.hold_float import own_constants
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, strip
 
 # Operator type to the inputs that must be constant floats, and their rank.
@@ -117,6 +118,8 @@ def quantized_model(model: onnx.ModelProto, settings: QuantizeDynamic, *, nodes:
         settings: Granularity, weight type, 7-bit weights.
         nodes: Names and operator types of the nodes to quantize.
     """
+    left = [node.name for node in model.graph.node if node.op_type in _WEIGHTS and node.name not in nodes]
+    own_constants(model, left, set(nodes.values()))
     # ONNX Runtime does so as well, but turns a weight that two of them share twice.
     unfold_gemms(model)
     op_types = sorted({"MatMul" if op_type == "Gemm" else op_type for op_type in nodes.values()})

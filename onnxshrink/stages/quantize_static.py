@@ -38,7 +38,7 @@ from onnxshrink.stages.choose_ranges import choose_ranges
 from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.correct_bias import correct_bias
-from onnxshrink.stages.hold_float import hold_float
+from onnxshrink.stages.hold_float import hold_float, own_constants
 from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, outermost_nodes, strip
 
@@ -136,6 +136,7 @@ class StaticPlan:
         copy = onnx.ModelProto()
         copy.CopyFrom(model or self.model)
         nodes = [*self.excluded, *exclude]
+        own_constants(copy, nodes, quantizable_op_types(self.settings))
         try:
             return quantized_model(copy, self.ranges, self.settings, exclude=nodes, reduced=self.reduced)
         except (ValueError, RuntimeError, KeyError) as e:  # what the quantizers raise on such a graph

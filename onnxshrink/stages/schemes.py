@@ -29,8 +29,8 @@ _WITHOUT_KERNEL = {"Conv", "ConvTranspose"}
 def takeable(plan: StaticPlan, settings: QuantizeMixed) -> dict[str, frozenset[NodeScheme]]:
     """The nodes that can be anything but float, each with the 8-bit schemes that it can take.
 
-    A node whose weights another one reads as well is not offered dynamic quantization beside static: both would give
-    the same names to different tensors. Nor is any in the ``qoperator`` format, for the same reason.
+    None is offered dynamic quantization in the ``qoperator`` format: both would give the same names to different
+    tensors.
 
     Args:
         plan: Decides for static quantization.
@@ -43,9 +43,6 @@ def takeable(plan: StaticPlan, settings: QuantizeMixed) -> dict[str, frozenset[N
     left |= {
         n.name for n in model.graph.node if n.name in plan.excluded and absurd.keys().isdisjoint((*n.input, *n.output))
     }
-    readers = [name for node in model.graph.node for name in dict.fromkeys(node.input)]
-    constants = {tensor.name for tensor in model.graph.initializer}
-    shared = {name for name in constants if readers.count(name) > 1} if "static" in settings.schemes else set()
     static_types = quantizable_op_types(plan.settings)
     dynamic = dynamic_nodes(model) if settings.format == "qdq" else {}
     weights = weight_nodes(model)
@@ -56,7 +53,7 @@ def takeable(plan: StaticPlan, settings: QuantizeMixed) -> dict[str, frozenset[N
         schemes: set[NodeScheme] = set()
         if node.op_type in static_types and node.name not in plan.excluded and not plan.declined:
             schemes.add("static")
-        if node.name in dynamic and not shared & set(node.input):
+        if node.name in dynamic:
             schemes.add("dynamic")
         if node.name in weights and node.op_type not in _WITHOUT_KERNEL:
             schemes.add("weights")

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxshrink.config.stages import QuantizeStatic
 from onnxshrink.runtime.session import Session
@@ -112,3 +112,17 @@ def test_compact_files_hold_too(tmp_path: Path) -> None:
     full, compacted = (Session(path).run(x)["y"] for path in paths)
     np.testing.assert_array_equal(compacted, full)
     assert integer_ratio(paths[1]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_excluded_node_keeps_weights_that_another_shares(tmp_path: Path, form: str) -> None:
+    """A node that stays in float computes with its float weights, also where another one has them in 8 bits."""
+    _, path = quantized(tmp_path, nets.tied(), types="u8s8", format=form, exclude_nodes=["tied1", "relu_tied1"])
+    assert {row.name for row in audit(path).rows if not row.integer_macs} == {"tied1"}
+    model = onnx.load(path)
+    (node,) = (node for node in model.graph.node if node.name == "tied1")
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in nets.tied().graph.initializer}
+    np.testing.assert_array_equal(weights[node.input[1]], before["s"])
+    _, path = quantized(tmp_path / "none", nets.tied(), types="u8s8", format=form)
+    assert len(onnx.load(path).graph.initializer) < len(model.graph.initializer)

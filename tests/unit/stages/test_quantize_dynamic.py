@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
 
@@ -123,6 +123,15 @@ def test_excluded_and_unasked_nodes_stay_in_float(tmp_path: Path) -> None:
     assert facts["quantized_nodes"] == {"Gemm": 1, "MatMul": 1}
     sizes = {tuple(t.dims) for t in quantized.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert {(50, 8), (12, 12)} <= sizes
+
+
+def test_excluded_node_keeps_weights_that_another_shares(tmp_path: Path) -> None:
+    """A node that stays in float computes with its float weights, also where another one has them in 8 bits."""
+    _, quantized = run_stage(tmp_path, nets.tied(), exclude_nodes=["tied1"])
+    node = next(node for node in quantized.graph.node if node.name == "tied1")
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in nets.tied().graph.initializer}
+    np.testing.assert_array_equal(weights[node.input[1]], before["s"])
 
 
 def test_gemm_with_factors_stays_in_float(tmp_path: Path) -> None:

@@ -169,6 +169,35 @@ def test_overrides_reproduce_the_bytes(tmp_path: Path, schemes: list[str]) -> No
     assert "sensitivity" not in again
 
 
+@pytest.mark.parametrize("other", ["static", "dynamic", "weights", "float"])
+@pytest.mark.parametrize("scheme", ["static", "dynamic", "weights", "float"])
+def test_nodes_that_share_weights_become_different_things(tmp_path: Path, scheme: str, other: str) -> None:
+    """Whatever two nodes with the same weights become, each really is that, and the outputs are near."""
+    model, fixed = nets.tied(), {"tied1": scheme, "tied2": other}
+    _, path = run_stage(tmp_path, model, mixed(schemes=["static"], overrides=fixed))
+    rows = {row.name: row.op_type for row in audit(path).rows}
+    weights = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    nodes = {node.name.removesuffix("_quant"): node for node in onnx.load(path).graph.node}
+    for name, asked in fixed.items():
+        node = nodes[name]
+        form = {"MatMulInteger": "dynamic", "MatMulNBits": "weights"}.get(node.op_type)
+        is_float = weights.get(node.input[1]) == onnx.TensorProto.FLOAT
+        assert (form or ("float" if is_float else "static")) == asked
+    assert len(rows) == 4
+    assert singly(model, path) > 25
+
+
+@pytest.mark.parametrize("schemes", [["dynamic", "float"], ["static", "dynamic", "weights", "float"]])
+def test_overrides_reproduce_shared_weights(tmp_path: Path, schemes: list[str]) -> None:
+    """What the search found for nodes with the same weights comes out again of one scheme and overrides."""
+    settings = mixed(min_sqnr_db=200, schemes=schemes, max_float_ratio=0.3)
+    facts, path = run_stage(tmp_path / "found", nets.tied(), settings)
+    assert len({one["scheme"] for one in facts["sensitivity"]}) > len(schemes) - 2
+    short = settings.model_copy(update={"schemes": (facts["base"],), "overrides": facts["assigned"]})
+    _, same = run_stage(tmp_path / "short", nets.tied(), short)
+    assert same.read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("settings", [{"compact": True}, {"format": "qoperator"}, {"granularity": "per_channel"}])
 def test_other_settings_of_static_quantization_hold(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Compact files, the operator format and a scale per channel mix as well, as near as was asked for."""
