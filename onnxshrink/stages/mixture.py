@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxshrink.config.stages import NodeScheme, QuantizeMixed
+from onnxshrink.core.errors import ModelError
 from onnxshrink.core.report import finite
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.sensitivity import Mixture, Sensitivity, Trials, measure_sensitivity
@@ -74,6 +75,9 @@ def find_mixture(trials: Trials, settings: QuantizeMixed, ctx: Context) -> Found
         trials: Measures mixtures.
         settings: The drift to reach, and the schemes there are.
         ctx: The run.
+
+    Raises:
+        ModelError: No scheme gives a model that runs.
     """
     if len(settings.schemes) == 1 or not trials.groups:
         only = settings.schemes[0]
@@ -107,7 +111,11 @@ def find_mixture(trials: Trials, settings: QuantizeMixed, ctx: Context) -> Found
 
 
 def measure_singles(trials: Trials, settings: QuantizeMixed) -> list[Single]:
-    """Each scheme alone, but for those that no node can take or that cannot run."""
+    """Each scheme alone, but for those that no node can take or that cannot run.
+
+    Raises:
+        ModelError: None is left.
+    """
     in_float = trials.single("float")
     found: list[Single] = []
     for scheme in settings.schemes:
@@ -119,6 +127,12 @@ def measure_singles(trials: Trials, settings: QuantizeMixed) -> list[Single]:
             continue
         ratio = (1.0, 1.0, 1.0) if mixture == in_float else trials.ratio(in_float, mixture)
         found.append(Single(scheme, mixture, noise, ratio))
+    if not found:
+        raise ModelError(
+            f"the model runs with none of the schemes: {', '.join(settings.schemes)}",
+            where=trials.plan.step,
+            fix="let `schemes` hold float as well, or name the nodes at fault in exclude_nodes",
+        )
     return found
 
 

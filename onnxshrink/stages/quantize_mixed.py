@@ -58,11 +58,7 @@ def quantize_mixed(
     op_types = {node.name: node.op_type for node in plan.model.graph.node}
     Session(save_model(model, out), name=ctx.step)
     sqnr_db = None if found.is_given else trials.measured(model.SerializeToString()).sqnr_db
-    if sqnr_db is not None and sqnr_db < settings.min_sqnr_db:
-        ctx.events.warned(
-            f"{ctx.step}: {sqnr_db:.1f} dB of {settings.min_sqnr_db:g} dB with "
-            f"{settings.max_float_ratio:.0%} of the multiply-accumulates in float"
-        )
+    shortfall = _shortfall(found, schemes, settings, sqnr_db)
     return facts | {
         "opset_after": opset_of(model),
         "bytes_before": size_bytes(source.path),
@@ -70,7 +66,26 @@ def quantize_mixed(
         "quantized_nodes": _counts(op_types, schemes),
         "nodes": dict(sorted(Counter(schemes.values()).items())),
         **_found_facts(found, trials, settings, sqnr_db),
+        **shortfall,
+        "warnings": [*facts.get("warnings", ()), *shortfall.get("warnings", ())],
     }
+
+
+def _shortfall(
+    found: Found, schemes: Mapping[str, NodeScheme], settings: QuantizeMixed, sqnr_db: float | None
+) -> Facts:
+    """What the user has to know: that nothing became 8 bits, or that the drift was not reached."""
+    warnings = []
+    if set(schemes.values()) == {"float"} != set(settings.schemes):
+        if found.is_given:
+            return {"declined": f"no node is left that could become {' or '.join(settings.schemes)}"}
+        warnings.append(f"all nodes stay in float: {found.decision}")
+    if sqnr_db is not None and sqnr_db < settings.min_sqnr_db:
+        warnings.append(
+            f"{sqnr_db:.1f} dB of {settings.min_sqnr_db:g} dB, the nearest with at most "
+            f"{settings.max_float_ratio:.0%} of the multiply-accumulates in float"
+        )
+    return {"warnings": warnings}
 
 
 def _found_facts(found: Found, trials: Trials, settings: QuantizeMixed, sqnr_db: float | None) -> Facts:

@@ -14,6 +14,7 @@ from onnxshrink.config.stages import NodeScheme, QuantizeDynamic, QuantizeMixed,
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.runtime.graph import load_model
+from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.stages.compact import compact
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.quantize_dynamic import dynamic_nodes
@@ -97,7 +98,8 @@ def finish_schemes(
     Args:
         model: Its nodes named as in the float model; changed in place.
         schemes: Node to scheme; static and float ones are left as they are.
-        settings: Granularity and 7-bit weights; weight-only ones are 8 bits in blocks of 128.
+        settings: Granularity and 7-bit weights, which `auto` means where the instruction set saturates; weight-only
+            ones are 8 bits in blocks of 128.
         where: What to call the model in messages.
 
     Raises:
@@ -108,7 +110,10 @@ def finish_schemes(
         {name: op_types[name] for name, scheme in schemes.items() if scheme == kind} for kind in ("dynamic", "weights")
     )
     if dynamic:
-        of_dynamic = QuantizeDynamic(granularity=settings.granularity, reduce_range=settings.reduce_range is True)
+        reduce_range = settings.reduce_range
+        if reduce_range == "auto":  # ranges of its own for every input: no samples tell which weights saturate
+            reduce_range = (detect_isa() if settings.isa == "auto" else settings.isa) == "x86_avx2"
+        of_dynamic = QuantizeDynamic(granularity=settings.granularity, reduce_range=reduce_range)
         add_infer_metadata(model)
         try:
             model = dynamic_model(model, of_dynamic, nodes=dynamic)

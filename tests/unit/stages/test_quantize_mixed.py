@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from onnxshrink.calibration.prepare import QUANTIZABLE_OP_TYPES, prepare
 from onnxshrink.config.data import DataRoles, NpzData
 from onnxshrink.config.stages import QuantizeMixed, QuantizeStatic
 from onnxshrink.core.drift import Drift
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, ModelError
+from onnxshrink.core.tensors import Array, Batch
+from onnxshrink.runtime.profile import Kernels
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.quantize_mixed import quantize_mixed
@@ -305,6 +308,57 @@ def test_nothing_to_quantize_is_declined(tmp_path: Path) -> None:
     facts, path = run_stage(tmp_path, nets.model_of([node], {"x": ["N", 4]}, {"y": ["N", 4]}, {}), mixed())
     assert "no node" in facts["declined"]
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Erf"]
+
+
+def test_nothing_that_takes_the_scheme_is_declined(tmp_path: Path) -> None:
+    """Where no node can become what was asked for, nothing is quantized, and that is said."""
+    facts, path = run_stage(tmp_path, planted(), mixed(schemes=["dynamic"], overrides={"head": "float"}))
+    assert facts["declined"] == "no node is left that could become dynamic"
+    assert facts["nodes"] == {"float": sum(facts["nodes"].values())}
+    assert not {node.op_type for node in onnx.load(path).graph.node} & {"DequantizeLinear", "MatMulInteger"}
+
+
+def test_a_drift_out_of_reach_is_a_warning(tmp_path: Path) -> None:
+    """Both figures and the limit are in a line for the report, and none where the drift is reached."""
+    facts, _ = run_stage(tmp_path / "far", planted(), mixed(min_sqnr_db=200, max_float_ratio=0.05))
+    (text,) = facts["warnings"]
+    assert "of 200 dB" in text
+    assert "at most 5%" in text
+    facts, _ = run_stage(tmp_path / "near", planted(), mixed(min_sqnr_db=5))
+    assert facts["warnings"] == []
+
+
+def test_float_everywhere_is_a_warning(tmp_path: Path) -> None:
+    """Where float is the only scheme that reaches the drift, that nothing became smaller is said."""
+    facts, _ = run_stage(tmp_path, planted(), mixed(min_sqnr_db=200))
+    assert facts["nodes"] == {"float": sum(facts["nodes"].values())}
+    assert facts["warnings"] == [f"all nodes stay in float: {facts['decision']}"]
+
+
+@pytest.mark.parametrize(("isa", "top"), [("x86_vnni", 127), ("x86_avx2", 64)])
+def test_dynamic_nodes_do_not_saturate(tmp_path: Path, isa: str, top: int) -> None:
+    """For a processor whose 8-bit products saturate the weights of dynamic nodes have 7 bits."""
+    settings = mixed(schemes=["dynamic"], isa=isa, reduce_range="auto")
+    _, path = run_stage(tmp_path, nets.tied(), settings)
+    weights = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.endswith("_quantized")]
+    assert max(int(np.abs(value.astype(np.int32)).max()) for value in weights) == top
+
+
+class NothingRuns(KnownTimes):
+    """A machine on which no model runs."""
+
+    def kernels(self, model: bytes, batches: Sequence[Batch], *, name: str) -> tuple[list[dict[str, Array]], Kernels]:  # noqa: ARG002
+        """As of a model that ONNX Runtime cannot load."""
+        raise ModelError("no kernel", where=name)
+
+
+def test_no_scheme_that_runs_is_an_error(tmp_path: Path) -> None:
+    """Where the model cannot run with any of the schemes, the message names them and what to do."""
+    model = nets.tied()
+    source, ctx = nets.artifact_of(model, tmp_path / "source"), context(model, tmp_path)
+    with pytest.raises(ModelError, match="none of the schemes: static, dynamic") as caught:
+        quantize_mixed(mixed(schemes=["static", "dynamic"]), source, tmp_path, ctx, stopwatch=NothingRuns())
+    assert "float" in str(caught.value.fix)
 
 
 def test_masked_attention_is_mixed(tmp_path: Path) -> None:
