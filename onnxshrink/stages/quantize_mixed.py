@@ -65,10 +65,22 @@ def quantize_mixed(
         "bytes_after": size_bytes(out),
         "quantized_nodes": _counts(op_types, schemes),
         "nodes": dict(sorted(Counter(schemes.values()).items())),
+        "float_nodes": {
+            name: _reason(name, trials, reason)
+            for name, reason in facts.get("float_nodes", {}).items()
+            if schemes.get(name, "float") == "float"
+        },
         **_found_facts(found, trials, settings, sqnr_db),
         **shortfall,
         "warnings": [*facts.get("warnings", ()), *shortfall.get("warnings", ())],
     }
+
+
+def _reason(name: str, trials: Trials, reason: str) -> str:
+    """Why a node is in float, where static quantization was only told to leave it."""
+    if name in trials.fixed:
+        return "float in overrides"
+    return "float in the mixture" if name in trials.takes and name not in trials.plan.excluded else reason
 
 
 def _shortfall(

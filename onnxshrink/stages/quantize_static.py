@@ -6,9 +6,7 @@ ranges the graph equals that of ``onnxruntime.quantization.quantize_static`` byt
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -41,11 +39,11 @@ from onnxshrink.stages.correct_bias import correct_bias
 from onnxshrink.stages.hold_float import hold_float, own_constants
 from onnxshrink.stages.reduce_range import forecast_samples, reduced_range
 from onnxshrink.stages.selection import captured_warnings, chosen_op_types, excluded_nodes, outermost_nodes, strip
+from onnxshrink.stages.static_facts import float_nodes, node_facts, quantized_activations
 
 _BATCH = 4
 _METHODS: tuple[CalibrationMethod, ...] = ("mse", "minmax", "percentile", "entropy")  # of equals the first is kept
 _NOTHING = "the model has no node that static quantization could take"
-_INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Activation type, weight type.
 _TYPES = {
     "u8s8": (QuantType.QUInt8, QuantType.QInt8),
@@ -91,12 +89,12 @@ def quantize_static(settings: QuantizeStatic, source: Artifact, out: Path, ctx: 
     path = save_model(quantized, out)
     require_valid(path)
     Session(path, name=ctx.step)
-    in_float = _float_nodes(quantized, settings.format)
+    in_float = float_nodes(quantized, settings.format)
     return facts | {
         "bytes_after": size_bytes(out),
-        "activations": _quantized_activations(quantized, plan.activations),
+        "activations": quantized_activations(quantized, plan.activations),
         "ranges": len(plan.ranges),
-        **_node_facts(plan.model.graph.node, quantizable_op_types(plan.settings), plan.excluded, in_float),
+        **node_facts(plan.model.graph.node, quantizable_op_types(plan.settings), plan.excluded, in_float),
         "warnings": warnings,
     }
 
@@ -294,57 +292,3 @@ def _nodes_at(tensors: Mapping[str, str], model: onnx.ModelProto, op_types: Iter
         if node.op_type in wanted
     }
     return {node: f"{tensor!r} {tensors[tensor]}" for node, tensor in touching.items() if tensor is not None}
-
-
-def _quantized_activations(model: onnx.ModelProto, activations: AbstractSet[str]) -> int:
-    """Activations of the float model that the result holds in 8 bits."""
-    quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    quantized |= {
-        name.removesuffix("_quantized")
-        for node in model.graph.node
-        for name in node.output
-        if name.endswith("_quantized")
-    }
-    return len(quantized & activations)
-
-
-def _node_facts(
-    before: Iterable[onnx.NodeProto], op_types: Iterable[str], excluded: Mapping[str, str], in_float: set[str]
-) -> Facts:
-    """Which nodes became integer, by type, and which stayed float and why."""
-    wanted = set(op_types)
-    quantized: Counter[str] = Counter()
-    left: dict[str, str] = {}
-    others: Counter[str] = Counter()
-    for node in before:
-        if node.op_type not in QUANTIZABLE_OP_TYPES:
-            others[node.op_type] += 1
-        elif node.name in excluded:
-            left[node.name] = excluded[node.name]
-        elif node.op_type not in wanted:
-            left[node.name] = f"{node.op_type} is not among op_types"
-        elif node.name in in_float:
-            left[node.name] = "ONNX Runtime leaves it: its input is not quantized"
-        else:
-            quantized[node.op_type] += 1
-    return {
-        "quantized_nodes": dict(sorted(quantized.items())),
-        "float_nodes": left,
-        "float_op_types": dict(sorted(others.items())),
-    }
-
-
-def _float_nodes(model: onnx.ModelProto, integer_form: str) -> set[str]:
-    """Names of nodes that compute in float: their first input is not 8 bits, nor (in QDQ) freshly dequantized."""
-    integer = {tensor.name for tensor in model.graph.initializer if tensor.data_type in _INTEGERS}
-    found = set()
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear"):
-            integer.update(node.output)
-        elif node.op_type == "DequantizeLinear":
-            integer.update(node.output if integer_form == "qdq" else ())
-        elif not node.input or node.input[0] not in integer:
-            found.add(node.name)
-        elif integer_form == "qoperator":  # Reshape and its like keep 8 bits
-            integer.update(node.output)
-    return found

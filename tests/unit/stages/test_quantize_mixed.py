@@ -221,6 +221,18 @@ def test_the_search_leaves_overrides_alone(tmp_path: Path) -> None:
     assert not {"product", "conv1"} & {name for one in facts["sensitivity"] for name in one["nodes"]}
 
 
+def test_the_facts_say_why_a_node_is_in_float(tmp_path: Path) -> None:
+    """By an override, by the search or by exclude_nodes; what became dynamic or weights is not in float."""
+    settings = mixed(min_sqnr_db=15, max_float_ratio=0.1, overrides={"conv1": "float"}, exclude_nodes=["pool"])
+    facts, _ = run_stage(tmp_path, two_branches(), settings)
+    assert facts["assigned"] == {"product": "dynamic", "both": "float"}
+    assert facts["float_nodes"] == {
+        "conv1": "float in overrides",
+        "pool": "excluded in the config",
+        "both": "float in the mixture",
+    }
+
+
 def test_overrides_that_cannot_be_are_refused(tmp_path: Path) -> None:
     """A name that is not there is an error with a suggestion, a scheme that the node has not one with its choices."""
     with pytest.raises(ConfigError, match="no node 'prodcut'") as caught:
