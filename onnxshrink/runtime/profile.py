@@ -15,7 +15,11 @@ from onnxshrink.core.tensors import Array, Batch
 from onnxshrink.runtime.session import Session
 
 Kernels: TypeAlias = Mapping[tuple[str, str], float]
-"""Node and operator type to microseconds of one inference; nodes that ONNX Runtime gives the same name are added up."""
+"""Node and operator type to microseconds of one inference.
+
+Nodes that ONNX Runtime gives one name are added up, and their number stands before the type, as in ``3 Transpose``:
+more of them are another kernel, not a slower one.
+"""
 
 MIN_RUNS = 16
 """The least of fewer times is still the least of what happened to disturb them."""
@@ -54,7 +58,7 @@ def shortest(events: Sequence[Mapping[str, object]], n_runs: int) -> Kernels:
 
     Args:
         events: As the profiler writes them, in the order of time; ``dur`` is in microseconds.
-        n_runs: Inferences that they cover.
+        n_runs: Inferences that they cover. Of a node that does not run in each of them it is the mean.
     """
     times: dict[tuple[str, str], list[int]] = defaultdict(list)
     for event in events:
@@ -62,12 +66,12 @@ def shortest(events: Sequence[Mapping[str, object]], n_runs: int) -> Kernels:
         if isinstance(name, str) and name.endswith(_KERNEL) and isinstance(details, Mapping):
             key = (_MARKS.sub("", name.removesuffix(_KERNEL)), str(details["op_name"]))
             times[key].append(int(str(event["dur"])))
-    return {key: min(_per_run(each, n_runs)) for key, each in times.items()}
-
-
-def _per_run(times: Sequence[int], n_runs: int) -> list[float]:
-    """Sums over each run; where a node does not run in every one, its mean over all of them."""
-    each, rest = divmod(len(times), n_runs)
-    if rest or not each:
-        return [sum(times) / n_runs]
-    return [float(sum(times[start : start + each])) for start in range(0, len(times), each)]
+    kernels: dict[tuple[str, str], float] = {}
+    for (name, op_type), each in times.items():
+        count, rest = divmod(len(each), n_runs)
+        if rest or not count:  # a branch that not every run takes
+            kernels[name, op_type] = sum(each) / n_runs
+        else:
+            runs = (sum(each[start : start + count]) for start in range(0, len(each), count))
+            kernels[name, f"{count} {op_type}" if count > 1 else op_type] = float(min(runs))
+    return kernels

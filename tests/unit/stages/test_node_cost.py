@@ -35,7 +35,14 @@ def test_the_shortest_run_of_each_kernel() -> None:
         *[event("", "Reorder", us) for us in (1, 2, 1, 1, 4, 4)],
         *[event("then", "If", 6)],
     ]
-    assert shortest(events, 3) == {("conv", "Conv"): 3, ("", "Reorder"): 2, ("then", "If"): 2}
+    assert shortest(events, 3) == {("conv", "Conv"): 3, ("", "2 Reorder"): 2, ("then", "If"): 2}
+
+
+def test_more_conversions_are_no_slower_machine() -> None:
+    """Conversions of one name that only one of the models has are its cost, and say nothing about the pace."""
+    base = shortest([event("conv", "Conv", 100), event("Transpose_token_3", "Transpose", 10)], 1)
+    more = [event(f"Transpose_token_{place}", "Transpose", 10) for place in (3, 5, 8)]
+    assert excess_us(base, shortest([event("conv", "Conv", 100), *more], 1)) == pytest.approx(20)
 
 
 def test_a_known_difference_is_found() -> None:
