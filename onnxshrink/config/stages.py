@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
-from onnxshrink.config.base import Arguments, EntryPoint, FilePath, Model, Ratio
+from onnxshrink.config.base import Model, Ratio
 from onnxshrink.config.data import Role
+from onnxshrink.config.training import Learning, Teacher
 from onnxshrink.core.artifact import Kind
 
 CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
@@ -34,36 +35,8 @@ class StageSettings(Model):
     """Data that is read where it is given, and done without where it is not."""
 
 
-class Training(Model):
-    """How weights are learned: AdamW with a cosine schedule, seeded."""
-
-    epochs: int = Field(default=8, gt=0)
-    """Passes over the training data."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak learning rate."""
-    batch_size: int = Field(default=64, gt=0)
-    """Samples per step."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """AdamW's decoupled weight decay."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the target's mass that is spread over all classes."""
-
-
-class Teacher(Model):
-    """The network a student learns from: given with weights, or trained in place from labels."""
-
-    factory: EntryPoint
-    """`package.module:function` that returns a `torch.nn.Module` with the student's inputs."""
-    args: Arguments = Field(default_factory=dict)
-    """Keyword arguments of the factory."""
-    weights: FilePath | None = None
-    """State dict of a trained teacher."""
-    train: Training | None = None
-    """Train the teacher from the labels of `data.train` first. None uses it as it is."""
-
-
-class Distill(Training, StageSettings):
-    """Teach the student the teacher's outputs (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network")."""
+class Distill(Learning, StageSettings):
+    """Teach the student what the teacher knows."""
 
     takes: ClassVar[Kind] = "torch"
     gives: ClassVar[Kind] = "torch"
@@ -72,10 +45,8 @@ class Distill(Training, StageSettings):
     kind: Literal["distill"] = "distill"
     teacher: Teacher
     """The network to learn from."""
-    temperature: float = Field(default=4.0, gt=0)
-    """Softens both distributions; the loss is scaled by its square."""
-    alpha: Ratio = 0.9
-    """Weight of the teacher; `1 - alpha` is that of the labels. Without labels the teacher has all of it."""
+    averaged_with: tuple[Teacher, ...] = ()
+    """Further teachers; the outputs of all are averaged, and named modules are the first one's."""
 
 
 class PruneChannels(StageSettings):
@@ -97,7 +68,7 @@ class PruneChannels(StageSettings):
     """Names of modules to leave alone."""
 
 
-class Finetune(Training, StageSettings):
+class Finetune(Learning, StageSettings):
     """Train further, usually to recover from pruning: from labels, or against a teacher."""
 
     takes: ClassVar[Kind] = "torch"
@@ -107,10 +78,6 @@ class Finetune(Training, StageSettings):
     kind: Literal["finetune"] = "finetune"
     teacher: Teacher | None = None
     """Learn from this network as well; None learns from labels alone."""
-    temperature: float = Field(default=4.0, gt=0)
-    """As in `distill`; without meaning where there is no teacher."""
-    alpha: Ratio = 0.9
-    """As in `distill`; without meaning where there is no teacher."""
     epochs: int = Field(default=4, gt=0)
     """Passes over the training data."""
     learning_rate: float = Field(default=1e-3, gt=0)

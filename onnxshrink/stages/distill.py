@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from onnxshrink.config.source import FactorySource, InputSettings
-from onnxshrink.config.stages import Distill, Finetune, Teacher
+from onnxshrink.config.stages import Distill, Finetune
+from onnxshrink.config.training import LabelLoss, Loss, SoftenedKl, Teacher
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import ModelError
 from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import count_parameters, load_network, read_architecture, save_network
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.training import predict, read_samples, train
+from onnxshrink.stages.losses import softened_divergence
+from onnxshrink.stages.samples import TrainingBatch, read_samples
+from onnxshrink.stages.training import Learner, logits_of, predict, train
 
 
 def distill(settings: Distill, source: Artifact, out: Path, ctx: Context) -> Facts:
@@ -28,15 +32,45 @@ def distill(settings: Distill, source: Artifact, out: Path, ctx: Context) -> Fac
     return learn(settings, source, out, ctx)
 
 
+class Student(Learner):
+    """A network that learns from a teacher's outputs, from labels, or from both.
+
+    Args:
+        network: The student.
+        losses: The terms.
+        taught: The teacher's outputs on every sample, samples on axis 0; None without a teacher.
+    """
+
+    def __init__(self, network: nn.Module, losses: Sequence[Loss], taught: Tensor | None) -> None:
+        super().__init__(network)
+        self._losses = tuple(losses)
+        self._taught = taught
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Every term of the loss, weighted."""
+        logits = logits_of(self.network, batch.inputs)
+        return {loss.kind: loss.weight * self._term(loss, logits, batch) for loss in self._losses}
+
+    def _term(self, loss: Loss, logits: Tensor, batch: TrainingBatch) -> Tensor:
+        if isinstance(loss, LabelLoss) and batch.labels is not None:
+            return functional.cross_entropy(logits, batch.labels, label_smoothing=loss.label_smoothing)
+        if isinstance(loss, SoftenedKl) and self._taught is not None:
+            return softened_divergence(logits, self._taught[batch.rows], loss.temperature)
+        raise NotImplementedError(loss.kind)
+
+
 def learn(settings: Distill | Finetune, source: Artifact, out: Path, ctx: Context) -> Facts:
     """What `distill` and `finetune` share: training on a teacher's logits, on labels, or on both.
 
     The teacher sees every sample once, before the training: nothing changes the samples from epoch to epoch.
     """
-    teacher, alpha = (settings.teacher, settings.alpha) if settings.teacher is not None else (None, 0.0)
+    losses = settings.losses or _default_losses(taught=settings.teacher is not None)
+    wants_labels = any(isinstance(loss, LabelLoss) for loss in losses)
     network, architecture = load_network(source)
     samples = read_samples(
-        ctx, architecture.inputs, labels="needed" if teacher is None else "wanted" if alpha < 1.0 else "unused"
+        ctx,
+        architecture.inputs,
+        labels="needed" if settings.teacher is None else "wanted" if wants_labels else "unused",
     )
     before = predict(network, samples)
     labels = samples.labels
@@ -44,32 +78,21 @@ def learn(settings: Distill | Finetune, source: Artifact, out: Path, ctx: Contex
         check_labels(labels.numpy(), n_samples=len(labels), n_classes=before.shape[1], where=samples.where)
     facts: Facts = {"samples": len(samples), "parameters": count_parameters(network)}
     taught: Tensor | None = None
-    if teacher is not None:
-        taught = predict(load_network(teacher_of(teacher, source, ctx))[0], samples)
+    if settings.teacher is not None:
+        taught = predict(load_network(teacher_of(settings.teacher, source, ctx))[0], samples)
         if taught.shape != before.shape:
             raise ModelError(
                 "the teacher's logits do not fit the student's",
-                where=teacher.factory,
+                where=settings.teacher.factory,
                 got=f"{taught.shape[1]} logits",
                 want=f"{before.shape[1]}, as the student has",
                 fix="give both the same number of classes in `args`",
             )
-        if labels is None and alpha < 1.0:
-            alpha = 1.0
+        if labels is None and wants_labels:
+            losses = tuple(loss for loss in losses if not isinstance(loss, LabelLoss))
             facts["declined"] = ["labels: data.train has none, so the teacher has all the weight"]
-        facts |= {"alpha": alpha, "temperature": settings.temperature}
-
-    def loss(logits: Tensor, chosen: Tensor) -> Tensor:
-        value = logits.new_zeros(())
-        if taught is not None and alpha > 0.0:
-            value = value + alpha * softened_divergence(logits, taught[chosen], settings.temperature)
-        if labels is not None and alpha < 1.0:
-            value = value + (1.0 - alpha) * functional.cross_entropy(
-                logits, labels[chosen], label_smoothing=settings.label_smoothing
-            )
-        return value
-
-    facts["epochs"] = train(network, samples, loss, settings, ctx)
+    facts["losses"] = [loss.model_dump(mode="json") for loss in losses]
+    facts["epochs"] = train(Student(network, losses, taught), samples, settings, ctx)
     after = predict(network, samples)
     if labels is not None:
         facts["train_accuracy"] = _agreement(after, labels)
@@ -96,19 +119,11 @@ def teacher_of(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
     return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump()), given)
 
 
-def softened_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(softmax(taught / T) || softmax(logits / T))``, the mean over the batch.
-
-    Args:
-        logits: The student's, ``(batch, classes)``.
-        taught: The teacher's, of the same shape.
-        temperature: ``T``, above 0; its square keeps the gradient's size as ``T`` grows.
-
-    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
-    """
-    student = functional.log_softmax(logits / temperature, dim=1)
-    teacher = functional.log_softmax(taught / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+def _default_losses(*, taught: bool) -> tuple[Loss, ...]:
+    """Hinton's, or the labels alone."""
+    if not taught:
+        return (LabelLoss(kind="labels"),)
+    return SoftenedKl(kind="kl", weight=0.9), LabelLoss(kind="labels", weight=0.1)
 
 
 def _agreement(logits: Tensor, classes: Tensor) -> float:

@@ -3,93 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxshrink.config.stages import Training
+from onnxshrink.config.training import Training
 from onnxshrink.core.errors import ModelError, TrainingError
-from onnxshrink.core.tensors import LABELS, Array, TensorSpec
-from onnxshrink.data.batching import constant_inputs
-from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import run_network
 from onnxshrink.stages.context import Context
-
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(batch, classes)`` and the indices of their samples ``(batch,)`` to a scalar."""
-
-WARM_UP_RATIO = 0.05
-"""Share of the steps in which the learning rate rises."""
-
-MAX_GRADIENT_NORM = 1.0
-_READ_SAMPLES = 256
+from onnxshrink.stages.samples import Samples, TrainingBatch
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Training data in memory: every epoch draws it in another order.
-
-    Attributes:
-        inputs: One tensor for each input of the network, samples on axis 0.
-        labels: Class numbers ``(samples,)`` int64, or None where the data has none.
-        where: The origin, for messages.
-        constants: Positions of the inputs that hold no samples and are given whole with every batch.
-    """
-
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None
-    where: str
-    constants: frozenset[int] = frozenset()
-
-    def __len__(self) -> int:
-        return next(len(tensor) for at, tensor in enumerate(self.inputs) if at not in self.constants)
-
-    def take(self, chosen: Tensor) -> tuple[Tensor, ...]:
-        """The inputs of the samples at the indices ``chosen``."""
-        return tuple(tensor if at in self.constants else tensor[chosen] for at, tensor in enumerate(self.inputs))
-
-
-def read_samples(
-    ctx: Context, specs: Sequence[TensorSpec], *, labels: Literal["needed", "wanted", "unused"]
-) -> Samples:
-    """Read ``data.train`` once.
+class Learner(nn.Module):
+    """A network and what it is to learn: the parameters of both are trained, and only the network is kept.
 
     Args:
-        ctx: The run.
-        specs: The network's inputs.
-        labels: Data without them is refused, taken as it is, or not asked.
-
-    Raises:
-        DataError: The samples do not fit, or have no labels and need them.
-        TrainingError: There are fewer than two samples.
+        network: What to train.
     """
-    reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=labels == "needed")
-    assert reader is not None  # noqa: S101  # `needs` has train: the config is refused without it
-    if labels == "wanted" and reader.has_labels:
-        reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=True)
-        assert reader is not None  # noqa: S101
-    batches = list(reader)
-    whole = constant_inputs(specs, batches[0])
-    arrays: dict[str, Array] = {
-        name: first if name in whole else np.concatenate([batch[name] for batch in batches])
-        for name, first in batches[0].items()
-    }
-    samples = Samples(
-        tuple(torch.from_numpy(arrays[spec.name]) for spec in specs),
-        None,
-        reader.where,
-        frozenset(at for at, spec in enumerate(specs) if spec.name in whole),
-    )
-    if len(samples) < 2:
-        raise TrainingError("one sample is too few to learn from", where=reader.where, want="at least two")
-    if LABELS not in arrays:
-        return samples
-    check_labels(arrays[LABELS], n_samples=len(samples), where=reader.where)
-    return replace(samples, labels=torch.from_numpy(arrays[LABELS].astype(np.int64)))
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Every term of the loss, weighted, as a scalar; their sum is minimized."""
+        raise NotImplementedError
 
 
 def logits_of(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
@@ -118,20 +58,19 @@ def predict(network: nn.Module, samples: Samples, *, batch_size: int = 256) -> T
     """Logits of every sample in eval mode, ``(samples, classes)``."""
     network.eval()
     return torch.cat(
-        [logits_of(network, samples.take(part)) for part in torch.split(torch.arange(len(samples)), batch_size)]
+        [logits_of(network, samples.take(part).inputs) for part in torch.split(torch.arange(len(samples)), batch_size)]
     )
 
 
-def train(network: nn.Module, samples: Samples, loss: Loss, settings: Training, ctx: Context) -> list[dict[str, Any]]:
+def train(learner: Learner, samples: Samples, settings: Training, ctx: Context) -> list[dict[str, Any]]:
     """Train in place; the network is in eval mode afterwards.
 
     AdamW with a linear warm-up and a cosine decay, gradients clipped to norm 1. The same seed, data and number of
     threads give the same weights, byte for byte; torch's global random state is left as it was.
 
     Args:
-        network: What to train; frozen parameters stay as they are.
+        learner: What to train and what to minimize; frozen parameters stay as they are.
         samples: The training data.
-        loss: What to minimize.
         settings: Epochs, learning rate, batch size, weight decay.
         ctx: Seed, step and events.
 
@@ -141,7 +80,7 @@ def train(network: nn.Module, samples: Samples, loss: Loss, settings: Training, 
     Raises:
         TrainingError: The loss or a gradient is not finite; or every parameter is frozen.
     """
-    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    weights = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     if not weights:
         raise TrainingError("the network has nothing to train: every parameter is frozen", where=ctx.step)
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -149,19 +88,19 @@ def train(network: nn.Module, samples: Samples, loss: Loss, settings: Training, 
     total = settings.epochs * len(_split(torch.arange(len(samples)), settings.batch_size))
     epochs: list[dict[str, Any]] = []
     step = 0
-    network.train()
+    learner.train()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(ctx.seed)
         for epoch in range(1, settings.epochs + 1):
             summed = 0.0
             for chosen in _split(torch.randperm(len(samples), generator=order), settings.batch_size):
-                rate = settings.learning_rate * schedule(step, total)
+                rate = settings.learning_rate * schedule(step, total, settings.warm_up_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad()
-                value = loss(logits_of(network, samples.take(chosen)), chosen)
+                value = torch.stack(list(learner(samples.take(chosen)).values())).sum()
                 value.backward()  # type: ignore[no-untyped-call]
-                norm = nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
+                norm = nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm or math.inf)
                 if not math.isfinite(value.item() + norm.item()):
                     raise _astray(value, norm, f"{ctx.step}, epoch {epoch}, step {step + 1}, learning rate {rate:.3g}")
                 optimizer.step()
@@ -169,16 +108,16 @@ def train(network: nn.Module, samples: Samples, loss: Loss, settings: Training, 
                 step += 1
                 ctx.events.progress(ctx.step, step, total, f"loss {value.item():.3f}")
             epochs.append({"epoch": epoch, "loss": round(summed / len(samples), 6)})
-    network.eval()
+    learner.eval()
     return epochs
 
 
-def schedule(step: int, total: int) -> float:
+def schedule(step: int, total: int, warm_up_ratio: float) -> float:
     """Factor of the peak learning rate at ``step`` of ``total``: linear warm-up, then half a cosine towards zero.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, without restarts.
     """
-    warm_up = math.ceil(total * WARM_UP_RATIO)
+    warm_up = math.ceil(total * warm_up_ratio)
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))

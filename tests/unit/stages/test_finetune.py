@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from torch_models import Bench, digits_like, source
 
-from onnxshrink.config.stages import Finetune, Teacher
+from onnxshrink.config.stages import Finetune
+from onnxshrink.config.training import Teacher
 from onnxshrink.core.errors import DataError
 
 
@@ -26,7 +27,7 @@ def test_finetuning_may_have_a_teacher(tmp_path: Path) -> None:
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz", labels=False))
     teacher = Teacher(factory="torch_models:convolutions")
     bench.run(Finetune(teacher=teacher, epochs=1), bench.open(source("convolutions")))
-    assert bench.facts["alpha"] == 1.0
+    assert [loss["kind"] for loss in bench.facts["losses"]] == ["kl"]
 
 
 def test_finetuning_alone_needs_labels(tmp_path: Path) -> None:
