@@ -1,9 +1,29 @@
-"""Class numbers as labels: one check for those that are learned from and those that are measured on."""
+"""Labels: class numbers or values, and one check for those that are learned from and those that are measured on."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import LABELS, Array, describe
+
+
+def numeric_labels(labels: Array, *, where: str) -> Array:
+    """Labels as a network learns from them, whatever the task: integers as int64, fractions as float32.
+
+    Raises:
+        DataError: They are no numbers.
+    """
+    if labels.dtype.kind not in "iuf":
+        fix = "number the classes from 0: np.unique(labels, return_inverse=True)[1]"
+        raise DataError(
+            "the labels are no numbers",
+            where=where,
+            got=describe(LABELS, labels),
+            want="class numbers, or values",
+            fix="labels.astype('int64')" if labels.dtype.kind == "b" else fix,
+        )
+    return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
 
 
 def check_labels(

@@ -13,7 +13,7 @@ from torch import Tensor
 from onnxshrink.core.errors import TrainingError
 from onnxshrink.core.tensors import LABELS, Array, TensorSpec
 from onnxshrink.data.batching import constant_inputs
-from onnxshrink.data.labels import check_labels
+from onnxshrink.data.labels import numeric_labels
 from onnxshrink.stages.context import Context
 
 _READ_SAMPLES = 256
@@ -43,7 +43,7 @@ class Samples:
 
     Attributes:
         inputs: One tensor for each input of the network, samples on axis 0.
-        labels: Class numbers ``(samples,)`` int64, or None where the data has none.
+        labels: What the data has, samples on axis 0, int64 or float32 (the task says what must fit); None without any.
         where: The origin, for messages.
         constants: Positions of the inputs that hold no samples and are given whole with every batch.
     """
@@ -97,5 +97,4 @@ def read_samples(
         raise TrainingError("one sample is too few to learn from", where=reader.where, want="at least two")
     if LABELS not in arrays:
         return samples
-    check_labels(arrays[LABELS], n_samples=len(samples), where=reader.where)
-    return replace(samples, labels=torch.from_numpy(arrays[LABELS].astype(np.int64)))
+    return replace(samples, labels=torch.from_numpy(numeric_labels(arrays[LABELS], where=reader.where)))
