@@ -92,7 +92,7 @@ def learn(settings: Distill | Finetune, source: Artifact, out: Path, ctx: Contex
             losses = tuple(loss for loss in losses if not isinstance(loss, LabelLoss))
             facts["declined"] = ["labels: data.train has none, so the teacher has all the weight"]
     facts["losses"] = [loss.model_dump(mode="json") for loss in losses]
-    facts["epochs"] = train(Student(network, losses, taught), samples, settings, ctx)
+    facts |= train(Student(network, losses, taught), samples, settings, ctx)
     after = predict(network, samples)
     if labels is not None:
         facts["train_accuracy"] = _agreement(after, labels)

@@ -28,7 +28,7 @@ from onnxshrink.stages.source import open_source
 
 _ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
 _ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim")
-_TORCH_LIBRARIES = ("numpy", "safetensors", "torch", "torch-pruning")
+_TORCH_LIBRARIES = ("accelerate", "numpy", "safetensors", "torch", "torch-pruning")
 
 
 class Memo:
@@ -101,9 +101,11 @@ class Memo:
 
         def work(folder: Path) -> Facts:
             require_torch({stage.takes, stage.gives}, stage.kind)
-            return work_of(stage)(artifact, folder, self.context(name, roles))
+            return work_of(stage)(artifact, folder, self.context(name, roles, self._store.partial(digest)))
 
-        return self.once(name, stage.kind, key, stage.gives, work, uses={stage.takes, stage.gives})
+        uses: set[Kind] = {stage.takes, stage.gives}
+        digest = _digest(stage.kind, key, stage.gives, uses)
+        return self.once(name, stage.kind, key, stage.gives, work, uses=uses)
 
     def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
         """Run ``stages`` one after the other.
@@ -116,7 +118,7 @@ class Memo:
             results.append(self.derive(stage, results[-1], prefix + stage.kind))
         return results
 
-    def context(self, step: str, roles: Iterable[Role]) -> Context:
+    def context(self, step: str, roles: Iterable[Role], scratch: Path | None = None) -> Context:
         """What a stage may see of the run."""
         return Context(
             step=step,
@@ -125,6 +127,7 @@ class Memo:
             events=self._events,
             open=lambda source: self.open(source, f"{step} ▸ source"),
             derive=lambda stage, artifact: self.derive(stage, artifact, f"{step} ▸ {stage.kind}"),
+            scratch=scratch,
         )
 
     def data_key(self, role: Role) -> Any:
@@ -148,11 +151,7 @@ class Memo:
             uses: Kinds of model that are worked on; they decide which libraries' versions count. What is measured on
                 a model counts the processor as well.
         """
-        digest = digest_json(
-            key
-            | {"kind": kind, "code": _code(), "libraries": _libraries(uses)}
-            | ({"processor": processor_features()} if gives == "evidence" else {})
-        )
+        digest = _digest(kind, key, gives, uses)
         if digest in self._steps:
             return self._steps[digest][1]
         entry = self._store.find(digest, gives)
@@ -170,20 +169,31 @@ class Memo:
 
 
 def require_torch(kinds: set[Kind], what: str) -> None:
-    """Raise where a step needs torch and it is not installed.
+    """Raise where a step needs torch and what belongs to it, and they are not installed.
 
     Raises:
-        DependencyError: torch, torch-pruning or safetensors is missing.
+        DependencyError: One of them is missing.
     """
     if "torch" not in kinds:
         return
-    for module, package in (("torch", "torch"), ("torch_pruning", "torch-pruning"), ("safetensors", "safetensors")):
+    for module in ("torch", "torch_pruning", "safetensors", "accelerate"):
+        package = module.replace("_", "-")
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
                 f"{what!r} needs torch, and {package!r} is not installed",
                 want="the torch extra",
-                fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors",
+                fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors "
+                "accelerate",
             )
+
+
+def _digest(kind: str, key: dict[str, Any], gives: Kind, uses: set[Kind]) -> Digest:
+    """What a step is remembered under."""
+    return digest_json(
+        key
+        | {"kind": kind, "code": _code(), "libraries": _libraries(uses)}
+        | ({"processor": processor_features()} if gives == "evidence" else {})
+    )
 
 
 @cache

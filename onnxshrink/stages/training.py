@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxshrink.config.training import Training
+from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ModelError, TrainingError
 from onnxshrink.runtime.torch_model import run_network
 from onnxshrink.stages.context import Context
@@ -62,7 +63,14 @@ def predict(network: nn.Module, samples: Samples, *, batch_size: int = 256) -> T
     )
 
 
-def train(learner: Learner, samples: Samples, settings: Training, ctx: Context) -> list[dict[str, Any]]:
+def train(
+    learner: Learner,
+    samples: Samples,
+    settings: Training,
+    ctx: Context,
+    *,
+    part: str = "training",  # noqa: ARG001
+) -> Facts:
     """Train in place; the network is in eval mode afterwards.
 
     AdamW with a linear warm-up and a cosine decay, gradients clipped to norm 1. The same seed, data and number of
@@ -73,9 +81,10 @@ def train(learner: Learner, samples: Samples, settings: Training, ctx: Context) 
         samples: The training data.
         settings: Epochs, learning rate, batch size, weight decay.
         ctx: Seed, step and events.
+        part: Name of this training in its stage: a stage that trains more than once names each.
 
     Returns:
-        For each epoch its number and its mean loss.
+        ``epochs``: for each its number and its mean loss.
 
     Raises:
         TrainingError: The loss or a gradient is not finite; or every parameter is frozen.
@@ -109,7 +118,7 @@ def train(learner: Learner, samples: Samples, settings: Training, ctx: Context) 
                 ctx.events.progress(ctx.step, step, total, f"loss {value.item():.3f}")
             epochs.append({"epoch": epoch, "loss": round(summed / len(samples), 6)})
     learner.eval()
-    return epochs
+    return {"epochs": epochs}
 
 
 def schedule(step: int, total: int, warm_up_ratio: float) -> float:
