@@ -1,10 +1,8 @@
-"""The training loop that distillation and fine-tuning share: seeded, and the same weights again for the same seed."""
+"""Training, which distillation and fine-tuning share: seeded, and the same weights again for the same seed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +10,14 @@ from torch import Tensor, nn
 from onnxshrink.config.training import Training
 from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ModelError, TrainingError
+from onnxshrink.core.machine import peak_memory_bytes, reset_peak_memory
 from onnxshrink.runtime.torch_model import run_network
+from onnxshrink.stages.acceleration import arithmetic, make_accelerator, seeded, shared_norms
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.samples import Samples, TrainingBatch
+from onnxshrink.stages.loop import Learner, Loop
+from onnxshrink.stages.samples import Samples
 
-
-class Learner(nn.Module):
-    """A network and what it is to learn: the parameters of both are trained, and only the network is kept.
-
-    Args:
-        network: What to train.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Every term of the loss, weighted, as a scalar; their sum is minimized."""
-        raise NotImplementedError
+__all__ = ["Learner", "logits_of", "predict", "train"]
 
 
 def logits_of(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
@@ -63,87 +50,52 @@ def predict(network: nn.Module, samples: Samples, *, batch_size: int = 256) -> T
     )
 
 
-def train(
-    learner: Learner,
-    samples: Samples,
-    settings: Training,
-    ctx: Context,
-    *,
-    part: str = "training",  # noqa: ARG001
-) -> Facts:
-    """Train in place; the network is in eval mode afterwards.
+def train(learner: Learner, samples: Samples, settings: Training, ctx: Context, *, part: str = "training") -> Facts:
+    """Train in place; the network is in eval mode and on the CPU afterwards.
 
-    AdamW with a linear warm-up and a cosine decay, gradients clipped to norm 1. The same seed, data and number of
-    threads give the same weights, byte for byte; torch's global random state is left as it was.
+    The same seed, data and number of threads give the same weights on a CPU, byte for byte, whether or not the training
+    was killed and went on from a checkpoint; torch's global random state is left as it was.
+
+    Under torchrun or ``accelerate launch`` every process calls this with the same arguments, learns from its part of
+    each batch, and ends with the same weights. Gradients are those of the whole batch; only BatchNorm on a CPU knows no
+    more than the process's own samples.
 
     Args:
         learner: What to train and what to minimize; frozen parameters stay as they are.
         samples: The training data.
-        settings: Epochs, learning rate, batch size, weight decay.
-        ctx: Seed, step and events.
+        settings: How.
+        ctx: Seed, step, events, and the folder for checkpoints.
         part: Name of this training in its stage: a stage that trains more than once names each.
 
     Returns:
-        ``epochs``: for each its number and its mean loss.
+        ``epochs``: for each its number, its mean loss and, with early stopping, its figure on the held-out samples;
+        ``best_epoch`` whose weights are kept, with early stopping; ``resumed_from_step`` where a checkpoint was found;
+        ``precision``, ``device``, ``processes`` where there are more than one; ``peak_memory_bytes`` of this process,
+        and ``peak_gpu_memory_bytes``.
 
     Raises:
-        TrainingError: The loss or a gradient is not finite; or every parameter is frozen.
+        TrainingError: The loss or a gradient is not finite; every parameter is frozen; the device cannot do the
+            precision; early stopping leaves too few samples.
     """
-    weights = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    if not weights:
+    dtype = arithmetic(settings, ctx.step)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise TrainingError("the network has nothing to train: every parameter is frozen", where=ctx.step)
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    order = torch.Generator().manual_seed(ctx.seed)
-    total = settings.epochs * len(_split(torch.arange(len(samples)), settings.batch_size))
-    epochs: list[dict[str, Any]] = []
-    step = 0
-    learner.train()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(ctx.seed)
-        for epoch in range(1, settings.epochs + 1):
-            summed = 0.0
-            for chosen in _split(torch.randperm(len(samples), generator=order), settings.batch_size):
-                rate = settings.learning_rate * schedule(step, total, settings.warm_up_ratio)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.zero_grad()
-                value = torch.stack(list(learner(samples.take(chosen)).values())).sum()
-                value.backward()  # type: ignore[no-untyped-call]
-                norm = nn.utils.clip_grad_norm_(weights, settings.max_gradient_norm or math.inf)
-                if not math.isfinite(value.item() + norm.item()):
-                    raise _astray(value, norm, f"{ctx.step}, epoch {epoch}, step {step + 1}, learning rate {rate:.3g}")
-                optimizer.step()
-                summed += value.item() * len(chosen)
-                step += 1
-                ctx.events.progress(ctx.step, step, total, f"loss {value.item():.3f}")
-            epochs.append({"epoch": epoch, "loss": round(summed / len(samples), 6)})
-    learner.eval()
-    return {"epochs": epochs}
-
-
-def schedule(step: int, total: int, warm_up_ratio: float) -> float:
-    """Factor of the peak learning rate at ``step`` of ``total``: linear warm-up, then half a cosine towards zero.
-
-    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, without restarts.
-    """
-    warm_up = math.ceil(total * warm_up_ratio)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
-
-
-def _split(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches of at least two samples: BatchNorm has no variance over one, so a lonely last one joins its neighbour."""
-    batches: list[Tensor] = list(torch.split(order, max(batch_size, 2)))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _astray(loss: Tensor, norm: Tensor, where: str) -> TrainingError:
-    return TrainingError(
-        f"training went astray: the loss is {loss.item():.3g} and its gradient has norm {norm.item():.3g}",
-        where=where,
-        want="finite numbers",
-        fix="lower `learning_rate`, and check the scale of the inputs",
-    )
+    accelerator = make_accelerator()
+    device, cuda = accelerator.device, accelerator.device.type == "cuda"
+    reset_peak_memory()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with (
+        seeded(ctx.seed + accelerator.process_index, device),
+        shared_norms(learner, accelerator),
+        torch.enable_grad(),
+    ):
+        facts = Loop(learner, samples, settings, ctx, accelerator=accelerator, dtype=dtype, part=part).run()
+    facts |= {"precision": str(dtype).removeprefix("torch."), "device": device.type}
+    if accelerator.num_processes > 1:
+        facts["processes"] = accelerator.num_processes
+    facts["peak_memory_bytes"] = peak_memory_bytes()
+    if cuda:
+        facts["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    learner.cpu().eval()
+    return facts

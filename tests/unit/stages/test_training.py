@@ -14,8 +14,9 @@ from onnxshrink.config.training import Training
 from onnxshrink.core.errors import DataError, ModelError, TrainingError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.stages.optimizer import schedule
 from onnxshrink.stages.samples import Samples, TrainingBatch, read_samples
-from onnxshrink.stages.training import Learner, logits_of, predict, schedule, train
+from onnxshrink.stages.training import Learner, logits_of, predict, train
 
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 6, 6)),)
 
