@@ -185,7 +185,7 @@ def _causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
     """One of pydantic's findings in our words."""
     context = error.get("ctx", {})
-    loc: Location = context["loc"] if error["type"] == "misfit" else error["loc"]
+    loc: Location = context.get("loc", error["loc"])
     path, line = _find(document, loc)
     where = f"{origin}:{line}  {_dotted(path)}" if line else f"{origin}  {_dotted(path)}"
     got = _shorten(error["input"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from onnxshrink.config.base import Model, Ratio
+from onnxshrink.config.base import Model, Ratio, SizeBytes
 from onnxshrink.config.data import Role
 from onnxshrink.config.training import Learning, Teacher
 from onnxshrink.core.artifact import Kind
@@ -49,26 +50,67 @@ class Distill(Learning, StageSettings):
     """Further teachers; the outputs of all are averaged, and named modules are the first one's."""
 
 
+class Recovery(Learning):
+    """Training that makes good what pruning cost: from labels, or against a teacher."""
+
+    teacher: Teacher | None = None
+    """Learn from this network as well; None learns from labels alone."""
+    epochs: int = Field(default=4, gt=0)
+    """Passes over the training data."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+
+
 class PruneChannels(StageSettings):
-    """Remove whole channels, and whatever depends on them (Fang et al. 2023, "DepGraph")."""
+    """Remove whole channels, and whatever depends on them (Fang et al. 2023, "DepGraph"); exactly one target."""
 
     takes: ClassVar[Kind] = "torch"
     gives: ClassVar[Kind] = "torch"
 
     kind: Literal["prune_channels"] = "prune_channels"
-    pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """Share of the channels to remove; the output layer is kept."""
-    importance: Literal["magnitude_l1", "magnitude_l2"] = "magnitude_l2"
-    """What makes a channel worth keeping."""
+    pruning_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Target: share of the channels to remove; those of the outputs are kept."""
+    max_macs_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Target: share of the multiply-accumulates to keep at most; the pruning ratio is searched."""
+    max_size: SizeBytes | None = None
+    """Target: size of the model after int8 quantization at most, estimated; the pruning ratio is searched."""
+    importance: Literal["group_norm", "magnitude_l1", "magnitude_l2", "taylor", "lamp", "random"] = "group_norm"
+    """What makes a channel worth keeping: the weights of all layers that share it, those of the first of them, what the
+    loss would lose to first order (needs `data.train`), layer-adaptive magnitude, or chance: a control."""
     scope: Literal["per_layer", "global"] = "per_layer"
     """Rank channels within each layer, or across the whole network."""
     round_to: int = Field(default=1, gt=0)
-    """Keep a multiple of this many channels, rounded down: 32 channels at 0.3 in eights become 16."""
+    """Keep a multiple of this many channels, rounded down but never to none: 32 at 0.3 in eights become 16."""
+    num_heads: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Layers that give queries, keys and values, one for each or one for all three, and their number of heads: whole
+    heads are removed. The heads of `nn.MultiheadAttention` are known, and become narrower instead."""
     ignore: tuple[str, ...] = ()
     """Names of modules to leave alone."""
+    steps: int = Field(default=1, gt=0)
+    """Go to the target in this many equal steps."""
+    finetune: Recovery | None = None
+    """Train between the steps; after the last one, the stage `finetune` does that."""
+
+    @property
+    def needs(self) -> tuple[Role, ...]:  # type: ignore[override]
+        """Samples, where gradients are taken of them."""
+        return ("train",) if self.importance == "taylor" or self.finetune is not None else ()
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PruneChannels:
+        targets = ("pruning_ratio", "max_macs_ratio", "max_size")
+        given = [name for name in targets if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are {len(given)} targets" if given else "there is no target"
+            context = {"what": what, "want": f"exactly one of {', '.join(targets)}", "fix": None}
+            raise PydanticCustomError("misfit", "{what}", context)
+        if self.finetune is not None and self.steps == 1:
+            what, fix = "`finetune` trains between steps, and there is one step", "put {kind: finetune} behind it"
+            raise PydanticCustomError("misfit", "{what}", {"what": what, "want": "steps: 2 or more", "fix": fix})
+        return self
 
 
-class Finetune(Learning, StageSettings):
+class Finetune(Recovery, StageSettings):
     """Train further, usually to recover from pruning: from labels, or against a teacher."""
 
     takes: ClassVar[Kind] = "torch"
@@ -76,12 +118,6 @@ class Finetune(Learning, StageSettings):
     needs: ClassVar[tuple[Role, ...]] = ("train",)
 
     kind: Literal["finetune"] = "finetune"
-    teacher: Teacher | None = None
-    """Learn from this network as well; None learns from labels alone."""
-    epochs: int = Field(default=4, gt=0)
-    """Passes over the training data."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate."""
 
 
 class Export(StageSettings):

@@ -97,7 +97,7 @@ def test_a_typo_is_refused_with_its_line_and_a_suggestion(
         ("epochs: 8", "epochs: 2.5", "a whole number"),
         ("epochs: 8", "epochs: 0", "greater than 0"),
         ("pruning_ratio: 0.3", "pruning_ratio: 1.5", "less than 1"),
-        ("{kind: prune_channels, pruning_ratio: 0.3}", "{kind: prune_channels}", "'pruning_ratio' is missing"),
+        ("{kind: prune_channels, pruning_ratio: 0.3}", "{kind: prune_channels}", "there is no target"),
         ("npz: d.npz, split", "npz: missing.npz, split", "there is nothing at"),
         ("factory: nets:build", "factory: nets.build", "package.module:callable"),
         ("pruning_ratio: 0.3", "pruning_ratio: some", "want   a number"),
