@@ -155,7 +155,7 @@ def _original(
         if isinstance(stage, Distill):
             from onnxshrink.stages.distill import teacher_of
 
-            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs))
+            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs), stage.task)
             return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
     for variant, chain in config.branches():
         cut = next((index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels)), None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import Distill, Finetune, StaticQuantization
+from onnxshrink.config.stages import StaticQuantization
+from onnxshrink.config.training import EntryLoss, Learning
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
@@ -33,7 +34,8 @@ def preflight(config: RunConfig) -> None:
         require_batch(target, specs, where="the model")
     for role in dict.fromkeys(role for stage in stages for role in (*stage.needs, *stage.uses)):
         if settings := config.data.of(role):
-            open_reader(settings, specs)
+            is_learned = role == "train" and any(isinstance(stage, Learning) and stage.needs_labels for stage in stages)
+            open_reader(settings, specs, labels=is_learned)
     if config.data.evaluation is not None:
         open_reader(config.data.evaluation, specs, labels=config.data.evaluation.metric is not None)
 
@@ -59,8 +61,10 @@ def _entries(config: RunConfig) -> list[str]:
     """Every entry point that the config names."""
     entries = [config.model.factory] if isinstance(config.model, FactorySource) else []
     for _, chain in config.branches():
-        teachers = (stage.teacher for stage in chain if isinstance(stage, (Distill, Finetune)))
-        entries += [teacher.factory for teacher in teachers if teacher is not None]
+        for stage in chain:
+            if isinstance(stage, Learning):
+                entries += [teacher.factory for teacher in stage.teachers]
+                entries += [loss.entry for loss in stage.losses if isinstance(loss, EntryLoss)]
     roles = (config.data.train, config.data.calibration, config.data.evaluation)
     entries += [data.entry for data in roles if isinstance(data, EntryData)]
     return list(dict.fromkeys(entries))
