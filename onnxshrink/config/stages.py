@@ -46,15 +46,11 @@ class Distill(Learning, StageSettings):
     kind: Literal["distill"] = "distill"
     teacher: Teacher
     """The network to learn from."""
-    averaged_with: tuple[Teacher, ...] = ()
-    """Further teachers; the outputs of all are averaged, and named modules are the first one's."""
 
 
 class Recovery(Learning):
     """Training that makes good what pruning cost: from labels, or against a teacher."""
 
-    teacher: Teacher | None = None
-    """Learn from this network as well; None learns from labels alone."""
     epochs: int = Field(default=4, gt=0)
     """Passes over the training data."""
     learning_rate: float = Field(default=1e-3, gt=0)
