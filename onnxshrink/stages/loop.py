@@ -243,10 +243,11 @@ class Loop:
             self._average.restore(state["average"])
         self._best, self._epochs, self._summed = state["best"], state["epochs"], state["summed"]
         self._step = state["step"]
-        torch.set_rng_state(state["random"]["cpu"][self._accelerator.process_index])
-        if "cuda" in state["random"]:
-            own = state["random"]["cuda"][self._accelerator.process_index]
-            torch.cuda.set_rng_state(own, self._accelerator.device)
+        # Copied: torch crashes on a state that does not begin its storage.
+        own = {name: table[self._accelerator.process_index].clone() for name, table in state["random"].items()}
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], self._accelerator.device)
 
     def _load(self) -> dict[str, Any] | None:
         """What the first process finds, for all."""
