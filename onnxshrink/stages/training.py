@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
 
 from onnxshrink.config.training import Training
 from onnxshrink.core.artifact import Facts
-from onnxshrink.core.errors import ModelError, TrainingError
+from onnxshrink.core.errors import TrainingError
 from onnxshrink.core.machine import peak_memory_bytes, reset_peak_memory
-from onnxshrink.runtime.torch_model import run_network
 from onnxshrink.stages.acceleration import arithmetic, make_accelerator, seeded, shared_norms
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.loop import Learner, Loop
 from onnxshrink.stages.samples import Samples
 
-__all__ = ["Learner", "logits_of", "predict", "train"]
-
-
-def logits_of(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """The first output of a network, as the logits of a classification.
-
-    Returns:
-        ``(batch, classes)``, floating.
-
-    Raises:
-        ModelError: The first output is something else.
-    """
-    logits = run_network(network, inputs)[0]
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ModelError(
-            "the network's first output cannot be the logits of a classification, which training needs",
-            where=type(network).__name__,
-            got=f"{str(logits.dtype).removeprefix('torch.')}{list(logits.shape)}",
-            want="floating logits of shape [batch, classes] as the first output",
-            fix="return the logits first; other tasks can be pruned, exported and quantized, and trained elsewhere",
-        )
-    return logits
-
-
-@torch.no_grad()
-def predict(network: nn.Module, samples: Samples, *, batch_size: int = 256) -> Tensor:
-    """Logits of every sample in eval mode, ``(samples, classes)``."""
-    network.eval()
-    return torch.cat(
-        [logits_of(network, samples.take(part).inputs) for part in torch.split(torch.arange(len(samples)), batch_size)]
-    )
+__all__ = ["Learner", "train"]
 
 
 def train(learner: Learner, samples: Samples, settings: Training, ctx: Context, *, part: str = "training") -> Facts:

@@ -21,7 +21,7 @@ from onnxshrink.stages.context import Context
 from onnxshrink.stages.early_stopping import best_epoch, hold_out, is_over
 from onnxshrink.stages.loop import Learner
 from onnxshrink.stages.samples import Samples, TrainingBatch
-from onnxshrink.stages.training import logits_of, train
+from onnxshrink.stages.training import train
 
 ALL = Training(
     epochs=4,
@@ -67,7 +67,7 @@ class Classifier(Learner):
         assert batch.labels is not None
         if self.training:
             self.seen += len(batch)
-        logits = logits_of(self.network, batch.inputs)
+        logits = self.network(*batch.inputs)
         return {
             "labels": functional.cross_entropy(logits, batch.labels),
             "adapter": 0.1 * functional.cross_entropy(self.adapter(logits), batch.labels),

@@ -11,12 +11,12 @@ from torch_models import Bench, digits_like
 
 from onnxshrink.config.data import NpzData
 from onnxshrink.config.training import Training
-from onnxshrink.core.errors import DataError, ModelError, TrainingError
+from onnxshrink.core.errors import DataError, TrainingError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.stages.optimizer import schedule
 from onnxshrink.stages.samples import Samples, TrainingBatch, read_samples
-from onnxshrink.stages.training import Learner, logits_of, predict, train
+from onnxshrink.stages.training import Learner, train
 
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 6, 6)),)
 
@@ -50,7 +50,7 @@ class Classifier(Learner):
         """Cross-entropy."""
         assert batch.labels is not None
         self.sizes.append(len(batch))
-        return {"labels": functional.cross_entropy(logits_of(self.network, batch.inputs), batch.labels)}
+        return {"labels": functional.cross_entropy(self.network(*batch.inputs), batch.labels)}
 
 
 class Astray(Learner):
@@ -62,7 +62,7 @@ class Astray(Learner):
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The next one."""
-        return {"bad": logits_of(self.network, batch.inputs).sum() * next(self.losses)}
+        return {"bad": self.network(*batch.inputs).sum() * next(self.losses)}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -176,20 +176,3 @@ def test_one_sample_is_too_few(tmp_path: Path) -> None:
     """Said before the training."""
     with pytest.raises(TrainingError, match="one sample is too few"):
         read_samples(Bench(tmp_path, digits_like(tmp_path / "d.npz", count=1)).context, IMAGE, labels="needed")
-
-
-def test_only_classifications_can_be_trained() -> None:
-    """A first output that cannot be logits is refused by its shape; a later output may be anything."""
-    with pytest.raises(ModelError, match="logits") as caught:
-        logits_of(nn.Conv2d(1, 2, 3), (torch.zeros(2, 1, 6, 6),))
-    assert caught.value.got == "float32[2, 2, 4, 4]"
-    assert logits_of(torch_models.Residual(), (torch.zeros(2, 1, 6, 6),)).shape == (2, 3)
-
-
-def test_predictions_do_not_depend_on_the_batch() -> None:
-    """Logits of all samples, in order, in eval mode."""
-    network, samples = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), samples_of(23)
-    network.train()
-    parts, whole = predict(network, samples, batch_size=5), predict(network, samples)
-    torch.testing.assert_close(parts, whole)
-    assert not network.training
