@@ -101,7 +101,7 @@ class Loop:
         self._average = None if settings.ema_decay is None else Average(self._weights, settings.ema_decay)
         self._best: dict[str, Tensor] | None = None
         self._epochs: list[dict[str, Any]] = []
-        self._summed = 0.0
+        self._summed: dict[str, float] = {}
         self._step = 0
         self._n_batches = len(_split(self._rows, settings.batch_size))
         self._written = time.monotonic()
@@ -155,14 +155,16 @@ class Loop:
         own, weight = share_of(rows, accelerator.process_index, accelerator.num_processes)
         self._optimizer.zero_grad()
         with self._autocast:
-            loss = _total(self._model(self._take(own))) * weight
+            terms: dict[str, Tensor] = self._model(self._take(own))
+            loss = _total(terms) * weight
         accelerator.backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._weights, settings.max_gradient_norm or math.inf)
         due = time.monotonic() - self._written >= 60 * settings.checkpoint_minutes
-        shared = torch.tensor([loss.item(), float(due and accelerator.is_main_process)], dtype=torch.float64)
-        mean, written = accelerator.reduce(shared.to(accelerator.device)).tolist()
-        mean /= accelerator.num_processes
+        values = torch.stack([term.detach().double() * weight / accelerator.num_processes for term in terms.values()])
+        shared = torch.cat([values, values.new_tensor([float(due and accelerator.is_main_process)])])
+        *means, written = accelerator.reduce(shared).tolist()
+        mean = sum(means)
         # Scaled gradients of float16 overflow now and then: the scaler skips the step and scales less.
         if not math.isfinite(mean) or not (self._scaler.is_enabled() or math.isfinite(norm.item())):
             where = f"{self._ctx.step}, epoch {epoch}, step {self._step + 1}, learning rate {rate:.3g}"
@@ -172,14 +174,18 @@ class Loop:
         self._step += 1
         if self._average is not None:
             self._average.update(self._step)
-        self._summed += mean * len(rows)
+        for name, value in zip(terms, means, strict=True):
+            self._summed[name] = self._summed.get(name, 0.0) + value * len(rows)
         self._ctx.events.progress(self._ctx.step, self._step, total, f"loss {mean:.3f}, epoch {epoch}")
         return bool(written)
 
     def _end_epoch(self, epoch: int) -> None:
-        entry = {"epoch": epoch, "loss": round(self._summed / len(self._rows), 6)}
+        means = {name: value / len(self._rows) for name, value in self._summed.items()}
+        entry: dict[str, Any] = {"epoch": epoch, "loss": round(sum(means.values()), 6)}
+        if len(means) > 1:
+            entry["terms"] = {name: round(value, 6) for name, value in means.items()}
         self._epochs.append(entry)
-        self._summed = 0.0
+        self._summed = {}
         if self._settings.early_stopping is None:
             return
         same_everywhere(self._learner, self._accelerator)
