@@ -17,7 +17,9 @@ from onnxshrink.core.artifact import Artifact, Facts, Kind
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.store import Store
 from onnxshrink.core.tensors import Array
+from onnxshrink.data.indexed import HeldSamples
 from onnxshrink.stages import Context, work_of
+from onnxshrink.stages.samples import Samples
 from onnxshrink.stages.source import open_source
 
 
@@ -307,6 +309,11 @@ def digits_like(path: Path, *, labels: bool = True, count: int = 48, shape: tupl
     arrays: Mapping[str, Array] = {"image": image} | ({"labels": target} if labels else {})
     np.savez(path, **arrays)
     return NpzData(npz=path)
+
+
+def held_samples(values: Tensor, labels: Tensor | None = None) -> Samples:
+    """Samples of one input ``image`` in memory."""
+    return Samples(HeldSamples("here", {"image": values.numpy()}), ("image",), labels)
 
 
 class Bench:

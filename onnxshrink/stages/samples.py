@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from onnxshrink.core.errors import TrainingError
-from onnxshrink.core.tensors import LABELS, Array, TensorSpec
-from onnxshrink.data.batching import constant_inputs
+from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.data.indexed import Indexed, by_number
 from onnxshrink.data.labels import numeric_labels
+from onnxshrink.stages.acceleration import seeded
 from onnxshrink.stages.context import Context
 
 _READ_SAMPLES = 256
@@ -39,33 +40,59 @@ class TrainingBatch:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Training data in memory: every epoch draws it in another order.
+    """Training data, read as it is drawn: every epoch draws it in another order. Only labels are in memory.
 
     Attributes:
-        inputs: One tensor for each input of the network, samples on axis 0.
+        source: Where samples are read from.
+        inputs: The network's inputs.
         labels: What the data has, samples on axis 0, int64 or float32 (the task says what must fit); None without any.
-        where: The origin, for messages.
-        constants: Positions of the inputs that hold no samples and are given whole with every batch.
+        seed: Of steps that change a sample at random.
     """
 
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None
-    where: str
-    constants: frozenset[int] = frozenset()
+    source: Indexed
+    inputs: tuple[str, ...]
+    labels: Tensor | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
-        return next(len(tensor) for at, tensor in enumerate(self.inputs) if at not in self.constants)
+        return len(self.source)
 
-    def take(self, rows: Tensor) -> TrainingBatch:
-        """The samples with the numbers ``rows``, int64."""
-        inputs = tuple(tensor if at in self.constants else tensor[rows] for at, tensor in enumerate(self.inputs))
+    @property
+    def where(self) -> str:
+        """The origin, for messages."""
+        return self.source.where
+
+    @property
+    def is_random(self) -> bool:
+        """True if a sample may differ from one epoch to the next."""
+        return self.source.is_random
+
+    def take(self, rows: Tensor, *, epoch: int | None = None) -> TrainingBatch:
+        """Read some samples.
+
+        Args:
+            rows: Their numbers, int64.
+            epoch: The one in which they are learned from: random steps follow from it, the seed and a sample's number.
+                None reads them without chance, to judge by or to look at; a user's own Dataset, whose chance is torch's
+                global state, from the same state each time.
+
+        Returns:
+            The samples, with the inputs that hold no samples whole.
+
+        Raises:
+            DataError: A value is not finite, or cannot be read.
+        """
+        draw = None if epoch is None else (self.seed, epoch)
+        with seeded(self.seed, torch.device("cpu")) if self.is_random and draw is None else nullcontext():
+            batch = self.source.take(rows.numpy(), draw)
+        inputs = tuple(torch.from_numpy(batch[name]) for name in self.inputs)
         return TrainingBatch(inputs, None if self.labels is None else self.labels[rows], rows)
 
 
 def read_samples(
     ctx: Context, specs: Sequence[TensorSpec], *, labels: Literal["needed", "wanted", "unused"]
 ) -> Samples:
-    """Read ``data.train`` once.
+    """Open ``data.train``: stored samples are read as they are drawn, a stream of batches once, here, into memory.
 
     Args:
         ctx: The run.
@@ -78,23 +105,12 @@ def read_samples(
     """
     reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=labels == "needed")
     assert reader is not None  # noqa: S101  # `needs` has train: the config is refused without it
-    if labels == "wanted" and reader.has_labels:
+    with_labels = labels != "unused" and reader.has_labels
+    if with_labels and labels == "wanted":
         reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=True)
         assert reader is not None  # noqa: S101
-    batches = list(reader)
-    whole = constant_inputs(specs, batches[0])
-    arrays: dict[str, Array] = {
-        name: first if name in whole else np.concatenate([batch[name] for batch in batches])
-        for name, first in batches[0].items()
-    }
-    samples = Samples(
-        tuple(torch.from_numpy(arrays[spec.name]) for spec in specs),
-        None,
-        reader.where,
-        frozenset(at for at, spec in enumerate(specs) if spec.name in whole),
-    )
-    if len(samples) < 2:
-        raise TrainingError("one sample is too few to learn from", where=reader.where, want="at least two")
-    if LABELS not in arrays:
-        return samples
-    return replace(samples, labels=torch.from_numpy(numeric_labels(arrays[LABELS], where=reader.where)))
+    source = by_number(reader, specs)
+    if len(source) < 2:
+        raise TrainingError("one sample is too few to learn from", where=source.where, want="at least two")
+    known = torch.from_numpy(numeric_labels(source.labels(), where=source.where)) if with_labels else None
+    return Samples(source, tuple(spec.name for spec in specs), known, ctx.seed)

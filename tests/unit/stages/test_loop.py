@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_models import Bench
+from torch_models import Bench, held_samples
 
 from onnxshrink.config.training import EarlyStopping, Training
 from onnxshrink.core.artifact import Facts
@@ -85,7 +85,7 @@ class Fading(Classifier):
 def samples_of(count: int = 40) -> Samples:
     labels = torch.arange(count) % 3
     values = torch.randn(count, 4, generator=torch.Generator().manual_seed(1)) + labels[:, None]
-    return Samples((values,), labels, "here")
+    return held_samples(values, labels)
 
 
 def learner_of(kind: type[Classifier] = Classifier, *, dropout: float = 0.3) -> Classifier:
@@ -202,7 +202,7 @@ def test_sgd_is_torchs_with_nesterov_momentum_and_no_decay_of_biases(tmp_path: P
     weight, bias = (parameter.detach().double().clone() for parameter in learner.network.parameters())
     momenta = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for step in range(3):
-        x = samples.inputs[0].double()
+        x = samples.take(torch.arange(40)).inputs[0].double()
         distance = ((x @ weight.T + bias).softmax(1) - functional.one_hot(samples.labels, 3)) / 40
         rate = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 3))
         for at, (value, gradient) in enumerate(((weight, distance.T @ x + 0.05 * weight), (bias, distance.sum(0)))):

@@ -7,7 +7,7 @@ import torch
 import torch_models
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_models import Bench, digits_like
+from torch_models import Bench, digits_like, held_samples
 
 from onnxshrink.config.data import NpzData
 from onnxshrink.config.training import Training
@@ -36,7 +36,7 @@ def samples_of(count: int, *, classes: int = 3) -> Samples:
     """Seeded samples for `torch_models.linear`."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
-    return Samples((torch.randn(count, 4, generator=generator) + labels[:, None],), labels, "here")
+    return held_samples(torch.randn(count, 4, generator=generator) + labels[:, None], labels)
 
 
 class Classifier(Learner):
@@ -152,7 +152,7 @@ def test_samples_are_read_in_order_and_whole(tmp_path: Path) -> None:
     context = Bench(tmp_path, digits_like(tmp_path / "d.npz", count=300)).context
     file = np.load(tmp_path / "d.npz")
     samples = read_samples(context, IMAGE, labels="needed")
-    np.testing.assert_array_equal(samples.inputs[0].numpy(), file["image"])
+    np.testing.assert_array_equal(samples.take(torch.arange(300)).inputs[0].numpy(), file["image"])
     assert samples.labels is not None
     assert samples.labels.dtype == torch.int64
     np.testing.assert_array_equal(samples.labels.numpy(), file["labels"])
