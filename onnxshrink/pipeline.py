@@ -17,7 +17,7 @@ from typing import Literal
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource, OnnxSource
-from onnxshrink.config.stages import Distill, Finetune, Optimize, PruneChannels, Stage
+from onnxshrink.config.stages import Distill, Finetune, Optimize, PruneChannels, PruneWeights, Stage
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
@@ -158,7 +158,9 @@ def _original(
             teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs), stage.task)
             return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
     for variant, chain in config.branches():
-        cut = next((index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels)), None)
+        cut = next(
+            (index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels | PruneWeights)), None
+        )
         if cut is not None and variant in branches:
             name = "unpruned" if cut else "source"
             return name, "original", memo.fold(branches[variant][cut], tail, f"{name}/")[-1]

@@ -106,6 +106,47 @@ class PruneChannels(StageSettings):
         return self
 
 
+class PruneWeights(StageSettings):
+    """Set the smallest weights of convolutions and linear layers to zero, and keep them so in later training."""
+
+    takes: ClassVar[Kind] = "torch"
+    gives: ClassVar[Kind] = "torch"
+
+    kind: Literal["prune_weights"] = "prune_weights"
+    sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the weights that are zero afterwards, wherever they are."""
+    pattern: Annotated[str, Field(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")] | None = None
+    """`N:M`, such as `2:4`: of every M weights along the inputs of a channel, the N largest stay. A last group that is
+    shorter keeps N as well, or all it has."""
+    scope: Literal["per_layer", "global"] = "per_layer"
+    """For `sparsity`: the share of each layer, or of the whole network, where some layers may lose more."""
+    ignore: tuple[str, ...] = ()
+    """Names of modules to leave alone, with all they contain."""
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """N and M of the pattern."""
+        kept, of = (self.pattern or "0:0").split(":")
+        return int(kept), int(of)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PruneWeights:
+        what = fix = None
+        if (self.sparsity is None) == (self.pattern is None):
+            what = (
+                "there is neither `sparsity` nor `pattern`" if self.pattern is None else "`pattern` is a sparsity too"
+            )
+            want = "exactly one of sparsity, pattern"
+        elif self.pattern is not None and self.group[0] >= self.group[1]:
+            what, want = f"the pattern {self.pattern!r} keeps every weight", "N:M with N below M, such as '2:4'"
+        elif self.pattern is not None and self.scope == "global":
+            what, want = "`scope` is for `sparsity`: a pattern is kept in every group of weights", "one of the two"
+            fix = "leave `scope` out"
+        if what is not None:
+            raise PydanticCustomError("misfit", "{what}", {"what": what, "want": want, "fix": fix})
+        return self
+
+
 class Finetune(Recovery, StageSettings):
     """Train further, usually to recover from pruning: from labels, or against a teacher."""
 
@@ -288,6 +329,7 @@ class ToFp16(StageSettings):
 Stage: TypeAlias = Annotated[
     Distill
     | PruneChannels
+    | PruneWeights
     | Finetune
     | Export
     | Optimize
@@ -305,6 +347,7 @@ Stage: TypeAlias = Annotated[
 AnyStage: TypeAlias = (
     Distill
     | PruneChannels
+    | PruneWeights
     | Finetune
     | Export
     | Optimize

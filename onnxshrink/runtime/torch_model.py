@@ -1,7 +1,7 @@
 """Torch networks as data: entry point and arguments, pruning history, tensors. Nothing is ever unpickled into code.
 
 ```
-architecture.json      factory, args, digest of the factory's source, inputs, outputs, what was pruned so far
+architecture.json      factory, args, digest of the factory's source, inputs, outputs, channels and weights pruned
 weights.safetensors    the state dict
 ```
 """
@@ -63,6 +63,7 @@ class Architecture:
         inputs: Inputs in the order of ``forward``.
         outputs: Names of the outputs in ONNX, or None for the exporter's.
         pruning: One entry for each pruning pass, in the order they were made.
+        sparse: Names of the parameters whose single weights were pruned: their zeros stay zero in every training.
     """
 
     factory: str
@@ -71,6 +72,7 @@ class Architecture:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...] | None = None
     pruning: tuple[PruningPass, ...] = ()
+    sparse: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: FactorySource) -> Architecture:
@@ -100,6 +102,7 @@ class Architecture:
                 PruningPass(tuple((name, out, tuple(at)) for name, out, at in done["cuts"]), done["attributes"])
                 for done in value["pruning"]
             ),
+            sparse=tuple(value["sparse"]),
         )
 
 
@@ -133,7 +136,8 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, Architecture]:
     """Build the network of an artifact of kind ``torch``: factory, then its pruning history, then its weights.
 
     Returns:
-        The module in eval mode on the CPU, and its architecture.
+        The module in eval mode on the CPU, and its architecture. Whoever trains it keeps the zeros of its sparse
+        parameters.
 
     Raises:
         ModelError: The factory fails, or its network no longer fits the weights.
@@ -141,6 +145,8 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, Architecture]:
     architecture = read_architecture(artifact)
     network = build_network(architecture)
     load_weights(network, artifact.path / WEIGHTS_FILE)
+    for name in architecture.sparse:
+        hold_zeros(network.get_parameter(name))
     return network, architecture
 
 
@@ -191,6 +197,17 @@ def prune_network(network: nn.Module, specs: Sequence[TensorSpec], done: Pruning
     for name, value in done.attributes.items():
         module, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(module), attribute, value)
+
+
+def hold_zeros(parameter: nn.Parameter) -> None:
+    """Let no gradient reach the elements that are zero: those that are pruned stay so in training.
+
+    Gradients are enough. A weight of zero whose gradients were all zero is left at zero by SGD and AdamW, by their
+    momentum, by weight decay and by averages of the weights. The mask is the weights themselves, so there is none to
+    store, to move to a device or to go on from.
+    """
+    if parameter.requires_grad:
+        parameter.register_hook(lambda gradient: gradient * (parameter != 0))  # type: ignore[no-untyped-call]
 
 
 def run_network(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onnxshrink.config.stages import Finetune, PruneChannels
 from onnxshrink.core.artifact import Artifact, Facts, digest_folder
 from onnxshrink.core.errors import ConfigError, ModelError, ShrinkError
-from onnxshrink.core.tensors import TensorSpec, did_you_mean
+from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime.torch_model import (
     WEIGHTS_FILE,
     Architecture,
@@ -34,6 +34,7 @@ from onnxshrink.runtime.torch_weights import load_weights
 from onnxshrink.stages.channel_groups import LAYERS, ChannelGroup, find_groups, plan, pruning_pass
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.importance import importance_of, take_gradients
+from onnxshrink.stages.named_modules import find_modules, unknown_module
 from onnxshrink.stages.pruning_budget import Cuts, Found, estimated_int8_bytes, search_ratio
 from onnxshrink.stages.pruning_trial import unsound
 
@@ -82,7 +83,7 @@ def prune_channels(settings: PruneChannels, source: Artifact, out: Path, ctx: Co
     state = _State(
         network,
         architecture,
-        ignored=_ignored(network, settings.ignore, ctx.step),
+        ignored=find_modules(network, settings.ignore, option="ignore", where=ctx.step),
         outputs=[],
         num_heads=_heads(network, settings.num_heads, ctx.step),
     )
@@ -243,20 +244,12 @@ def _output_layers(network: nn.Module, inputs: Sequence[Tensor]) -> list[nn.Modu
     return list(layers)
 
 
-def _ignored(network: nn.Module, names: Sequence[str], step: str) -> list[nn.Module]:
-    modules = dict(network.named_modules())
-    for name in names:
-        if name not in modules or not name:
-            raise _unknown("ignore", name, network, step)
-    return [modules[name] for name in names]
-
-
 def _heads(network: nn.Module, num_heads: Mapping[str, int], step: str) -> dict[str, int]:
     """``num_heads``, once every name is a linear layer that divides into so many heads."""
     modules = dict(network.named_modules())
     for name, heads in num_heads.items():
         if name not in modules:
-            raise _unknown("num_heads", name, network, step)
+            raise unknown_module(network, name, option="num_heads", where=step)
         layer = modules[name]
         if not isinstance(layer, nn.Linear) or layer.out_features % heads:
             raise ConfigError(
@@ -267,16 +260,6 @@ def _heads(network: nn.Module, num_heads: Mapping[str, int], step: str) -> dict[
                 fix="name the linear layers that give queries, keys and values, each with its number of heads",
             )
     return dict(num_heads)
-
-
-def _unknown(option: str, name: str, network: nn.Module, step: str) -> ConfigError:
-    return ConfigError(
-        f"`{option}` names {name!r}, and the network has no such module",
-        where=step,
-        got=name,
-        want="a module's name",
-        fix=did_you_mean(name, list(dict(network.named_modules()))) or f"one of {', '.join(_channels(network))}",
-    )
 
 
 def _check(network: nn.Module, specs: Sequence[TensorSpec], shapes: list[torch.Size], factory: str) -> None:
