@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_models import Bench, convolutions, digits_like, source
+from torch_models import Bench, convolutions, digits_like, held_samples, source
 
 from onnxshrink.config.data import NpzData
 from onnxshrink.config.stages import Distill, Finetune
@@ -89,7 +89,7 @@ def losses(*settings: dict[str, Any]) -> tuple[Loss, ...]:
 def samples_of(count: int = 6, shape: tuple[int, ...] = (1, 6, 6)) -> Samples:
     """Seeded."""
     image = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
-    return Samples((image,), torch.arange(count) % 3, "here")
+    return held_samples(image, torch.arange(count) % 3)
 
 
 def student_of(*settings: dict[str, Any], teacher: nn.Module | None = None, task: Task = "classification") -> Student:
@@ -167,7 +167,7 @@ def test_what_changes_every_epoch_is_asked_every_time(monkeypatch: pytest.Monkey
         is_random = True
 
     plain = samples_of()
-    assert not student_of({"kind": "kl"}).keep(Random(plain.inputs, plain.labels, "here"))
+    assert not student_of({"kind": "kl"}).keep(Random(plain.source, plain.inputs, plain.labels))
     assert not student_of({"kind": "hint", "student": "3", "teacher": "3"}).keep(plain)
     monkeypatch.setattr("onnxshrink.stages.learner._KEPT_BYTES", 6 * 3 * 4 - 1)
     assert not student_of({"kind": "kl"}).keep(plain)
