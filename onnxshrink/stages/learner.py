@@ -97,7 +97,7 @@ class Teachers:
         Returns:
             False if they will run on each batch.
         """
-        if getattr(samples, "is_random", False):
+        if samples.is_random:
             return False
         one = self(samples.take(torch.arange(2)), count=count).outputs
         if not all(output.ndim and len(output) == 2 for output in one):
