@@ -17,7 +17,7 @@ from typing import Literal
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource, OnnxSource
-from onnxshrink.config.stages import Distill, Finetune, Optimize, PruneChannels, PruneWeights, Stage
+from onnxshrink.config.stages import Distill, Export, Finetune, Optimize, PruneChannels, PruneWeights, Stage
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
@@ -128,7 +128,9 @@ def _rows(
     config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
 ) -> Iterator[Row]:
     """Original, reference and variants, each with the reference it is measured against."""
-    references = {name: next(a for a in chain if a.kind == "onnx") for name, chain in branches.items()}
+    references = {
+        name: _reference(memo, stages, branches[name]) for name, stages in config.branches() if name in branches
+    }
     first = next(iter(references.values()))
     original = _original(config, memo, trunk, branches)
     if original is not None:
@@ -138,6 +140,19 @@ def _rows(
         yield Row(name, "reference", reference, reference)
     for name, chain in branches.items():
         yield Row(name, "variant", chain[-1], references[name])
+
+
+def _reference(memo: Memo, stages: Sequence[Stage], chain: Sequence[Artifact]) -> Artifact:
+    """What drift and latency of a branch are measured against: its first ONNX model.
+
+    Float weights that were trained for quantization are no yardstick: then it is the network before that training,
+    exported as the branch says.
+    """
+    for stage, before in zip(stages, chain, strict=False):
+        if isinstance(stage, Finetune) and stage.simulate is not None:
+            export = next(other for other in stages if isinstance(other, Export))
+            return memo.derive(export, before, f"reference/{export.kind}")
+    return next(artifact for artifact in chain if artifact.kind == "onnx")
 
 
 def _original(
@@ -164,7 +179,8 @@ def _original(
         if cut is not None and variant in branches:
             name = "unpruned" if cut else "source"
             return name, "original", memo.fold(branches[variant][cut], tail, f"{name}/")[-1]
-    if config.model.weights is not None and any(isinstance(stage, Finetune) for stage in config.stages):
+    trained = any(isinstance(stage, Finetune) and stage.simulate is None for stage in config.stages)
+    if config.model.weights is not None and trained:
         return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
     return None
 

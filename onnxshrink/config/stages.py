@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
@@ -148,13 +149,48 @@ class PruneWeights(StageSettings):
 
 
 class Finetune(Recovery, StageSettings):
-    """Train further, usually to recover from pruning: from labels, or against a teacher."""
+    """Train further: to recover from pruning, from labels or against a teacher, or to get ready for quantization."""
 
     takes: ClassVar[Kind] = "torch"
     gives: ClassVar[Kind] = "torch"
-    needs: ClassVar[tuple[Role, ...]] = ("train",)
 
     kind: Literal["finetune"] = "finetune"
+    simulate: Annotated[QuantizeStatic | QuantizeWeights, Field(discriminator="kind")] | None = None
+    """Quantization-aware training: compute as this quantize stage of the variant will, with the same settings, and
+    learn the network's own float outputs on `data.calibration`. The learning rate counts in steps of the integer
+    grid; where none is given it is 0.01, and a batch has 8 samples."""
+
+    @property
+    def needs(self) -> tuple[Role, ...]:  # type: ignore[override]
+        """Its own data, but for learning from the network as it was."""
+        return ("train",) if self.simulate is None else ("calibration",)
+
+    @property
+    def is_taught(self) -> bool:
+        """True if there is something to learn from besides labels: a teacher, or the network as it was."""
+        return self.simulate is not None or super().is_taught
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulates(cls, value: Any) -> Any:
+        """Weights that are right but for rounding move little, and many times."""
+        if isinstance(value, Mapping) and value.get("simulate") is not None:
+            return {"learning_rate": 0.01, "batch_size": 8} | dict(value)
+        return value
+
+    @model_validator(mode="after")
+    def _learns_itself(self) -> Finetune:
+        if self.simulate is not None and (self.teacher is not None or self.losses):
+            raise PydanticCustomError(
+                "misfit",
+                "{what}",
+                {
+                    "what": "with `simulate` a network learns its own float outputs, and nothing else",
+                    "want": "no `teacher` and no `losses` beside `simulate`",
+                    "fix": "put a stage that learns from them before this one",
+                },
+            )
+        return self
 
 
 class Export(StageSettings):
@@ -324,6 +360,9 @@ class ToFp16(StageSettings):
     """Names of nodes that stay in float32. A name that matches nothing is an error."""
     keep_io_types: bool = True
     """Leave the model's inputs and outputs in float32; verification needs that."""
+
+
+Finetune.model_rebuild()  # it names stages that are defined after it
 
 
 Stage: TypeAlias = Annotated[

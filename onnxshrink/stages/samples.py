@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from onnxshrink.config.data import Role
 from onnxshrink.core.errors import TrainingError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.indexed import Indexed, by_number
@@ -90,24 +91,29 @@ class Samples:
 
 
 def read_samples(
-    ctx: Context, specs: Sequence[TensorSpec], *, labels: Literal["needed", "wanted", "unused"]
+    ctx: Context,
+    specs: Sequence[TensorSpec],
+    *,
+    labels: Literal["needed", "wanted", "unused"],
+    role: Role = "train",
 ) -> Samples:
-    """Open ``data.train``: stored samples are read as they are drawn, a stream of batches once, here, into memory.
+    """Open the data of a role: stored samples are read as they are drawn, a stream of batches once, here, into memory.
 
     Args:
         ctx: The run.
         specs: The network's inputs.
         labels: Data without them is refused, taken as it is, or not asked.
+        role: Which samples; the stage needs them.
 
     Raises:
         DataError: The samples do not fit, or have no labels and need them.
         TrainingError: There are fewer than two samples.
     """
-    reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=labels == "needed")
-    assert reader is not None  # noqa: S101  # `needs` has train: the config is refused without it
+    reader = ctx.reader(role, specs, batch_size=_READ_SAMPLES, labels=labels == "needed")
+    assert reader is not None  # noqa: S101  # `needs` has it: the config is refused without it
     with_labels = labels != "unused" and reader.has_labels
     if with_labels and labels == "wanted":
-        reader = ctx.reader("train", specs, batch_size=_READ_SAMPLES, labels=True)
+        reader = ctx.reader(role, specs, batch_size=_READ_SAMPLES, labels=True)
         assert reader is not None  # noqa: S101
     source = by_number(reader, specs)
     if len(source) < 2:

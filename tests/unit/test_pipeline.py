@@ -187,3 +187,26 @@ def test_the_original_is_found_beside_a_variant_that_failed(tmp_path: Path) -> N
     assert size["source"] is not None
     assert size["cut"] is not None
     assert (size["source"].value or 0) > (size["cut"].value or 0)
+
+
+@pytest.mark.slow
+def test_a_branch_trained_for_quantization_is_measured_against_the_network_before(tmp_path: Path) -> None:
+    """Its own float weights are no yardstick: the reference is the export of what it was made from."""
+    for name, seed in (("calib", 1), ("test", 2)):
+        image = np.random.default_rng(seed).normal(size=(24, 1, 6, 6)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", image=image)
+    int8 = {"kind": "quantize_static"}
+    document = {
+        "model": {"factory": "torch_models:convolutions", "inputs": {"image": {"shape": ["batch", 1, 6, 6]}}},
+        "variants": {
+            "tuned": [{"kind": "finetune", "simulate": int8, "epochs": 1}, {"kind": "export"}, int8],
+            "fp32": [{"kind": "export"}],
+        },
+    }
+    report = ran(tmp_path, document)
+    assert [candidate.name for candidate in report.candidates] == ["reference", "tuned", "fp32"]
+    assert report.candidate("reference").digest == report.candidate("fp32").digest
+    sqnr = report.candidate("tuned").metric("sqnr_db")
+    assert sqnr is not None
+    assert sqnr.value is not None
+    assert 15 < sqnr.value < 80
