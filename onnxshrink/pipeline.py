@@ -30,6 +30,7 @@ from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.evidence import load_quality, save_quality
+from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
 from onnxshrink.verify.verify import Quality, Role, measure_latency, measure_quality
@@ -81,6 +82,7 @@ def run(
         qualities = _measure_qualities(config, memo, rows, events)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
+        unpaid = list(_unpaid(config, rows, measured, events))
     measured += [_not_made(name, failure) for name, failure in failures.items()]
     winner, selection = select(measured, config.select)
     report = Report(
@@ -93,7 +95,7 @@ def run(
         machine=machine(),
         versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        warnings=(*memo.warnings, *_caveats(config, memo), *_undecided(measured)),
+        warnings=(*memo.warnings, *_caveats(config, memo), *unpaid, *_undecided(measured)),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
@@ -270,6 +272,26 @@ def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
         settings = config.data.of(role)
         if settings is not None and memo.data_key(role) == evaluation:
             yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
+
+
+def _unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
+    """Where pruning bought less than it seems."""
+    pairs = list(zip(rows, measured, strict=True))
+    references = {row.artifact: candidate for row, candidate in pairs if row.role == "reference"}
+    has_original = rows[0].role == "original"
+    beside = {rows[0].reference: measured[0].metrics}
+    for row, candidate in pairs[1:]:
+        reference = references[row.reference]
+        if row.role == "variant" and any(target.provider == "cpu" for target in config.targets):
+            yield from idle_zeros(candidate, reference)
+        base = measured[0] if has_original else reference
+        if not has_fewer_macs(candidate, base) or (row.role == "variant" and row.artifact == row.reference):
+            continue
+        if has_original and row.reference not in beside:
+            beside[row.reference] = measure_latency(
+                name=base.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
+            )
+        yield from idle_cuts(candidate, base, beside[row.reference] if has_original else reference.metrics)
 
 
 def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:
