@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onnxshrink.config.data import DataRoles, NpzData
+from onnxshrink.config.data import Data, DataRoles, NpzData
 from onnxshrink.config.source import FactorySource, InputSettings, ModelSource
 from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, Facts, Kind
@@ -320,7 +320,7 @@ class Bench:
     """Runs sources and stages one by one on a store, as the pipeline does, and keeps the facts of the last."""
 
     def __init__(
-        self, root: Path, train: NpzData | None = None, *, seed: int = 0, events: Events | None = None
+        self, root: Path, train: Data | None = None, *, seed: int = 0, events: Events | None = None
     ) -> None:
         self._store = Store(root / "store")
         self._count = 0

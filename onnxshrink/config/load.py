@@ -202,8 +202,11 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
             return ConfigError(f"the option {loc[-1]!r} is missing", where=where, want=f"{loc[-1]}: …")
         case "union_tag_invalid":
             tag, known = str(context["tag"]), re.findall(r"'([^']+)'", str(context["expected_tags"]))
+            noun = {"losses": "loss", "steps": "step"}.get(
+                next(s for s in reversed(path) if isinstance(s, str)), "stage"
+            )
             return ConfigError(
-                f"unknown stage {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
+                f"unknown {noun} {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
             )
         case "union_tag_not_found":
             return ConfigError("a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like")

@@ -132,19 +132,18 @@ class HeldSamples:
         return self.arrays[LABELS]
 
 
-def in_order(source: Indexed, specs: Sequence[TensorSpec], *, max_samples: int | None, batch_size: int) -> Reader:
-    """A reader of the first samples of an indexed source.
+def in_order(source: Indexed, specs: Sequence[TensorSpec], *, batch_size: int) -> Reader:
+    """A reader of the samples of an indexed source.
 
     Args:
         source: Samples of which every input holds one each.
         specs: The model's inputs. One with a fixed batch axis decides the batch size.
-        max_samples: How many.
         batch_size: Samples per batch; the last may be smaller.
 
     Raises:
         DataError: There are no samples, or they do not fill batches of the model's size.
     """
-    numbers = np.arange(len(source))[:max_samples]
+    numbers = np.arange(len(source))
     if not len(numbers):
         raise DataError("there are no samples", where=source.where, want="at least one sample")
     batch = fixed_batch(specs, frozenset(), where=source.where)

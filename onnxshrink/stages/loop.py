@@ -155,7 +155,7 @@ class Loop:
         own, weight = share_of(rows, accelerator.process_index, accelerator.num_processes)
         self._optimizer.zero_grad()
         with self._autocast:
-            terms: dict[str, Tensor] = self._model(self._take(own))
+            terms: dict[str, Tensor] = self._model(self._take(own, epoch))
             loss = _total(terms) * weight
         accelerator.backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
@@ -218,8 +218,8 @@ class Loop:
         yield
         self._average.swap()
 
-    def _take(self, rows: Tensor) -> TrainingBatch:
-        batch, device = self._samples.take(rows), self._accelerator.device
+    def _take(self, rows: Tensor, epoch: int | None = None) -> TrainingBatch:
+        batch, device = self._samples.take(rows, epoch=epoch), self._accelerator.device
         labels = None if batch.labels is None else batch.labels.to(device)
         return replace(batch, inputs=tuple(tensor.to(device) for tensor in batch.inputs), labels=labels)
 

@@ -27,8 +27,8 @@ from onnxshrink.stages.context import Context
 from onnxshrink.stages.source import open_source
 
 _ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
-_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim")
-_TORCH_LIBRARIES = ("accelerate", "numpy", "safetensors", "torch", "torch-pruning")
+_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "pillow")
+_TORCH_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch", "torch-pruning")
 
 
 class Memo:
