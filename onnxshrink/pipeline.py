@@ -277,21 +277,25 @@ def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
 def _unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
     """Where pruning bought less than it seems."""
     pairs = list(zip(rows, measured, strict=True))
-    references = {row.artifact: candidate for row, candidate in pairs if row.role == "reference"}
-    has_original = rows[0].role == "original"
+    references = {row.reference: candidate for row, candidate in pairs if row.role == "reference"}
+    original = measured[0] if rows[0].role == "original" else None
     beside = {rows[0].reference: measured[0].metrics}
-    for row, candidate in pairs[1:]:
+    said: set[Artifact] = set()
+    # Variants first: what is said of one need not be said of its reference again.
+    for row, candidate in sorted(pairs, key=lambda pair: pair[0].role == "reference"):
         reference = references[row.reference]
+        base = original or reference
         if row.role == "variant" and any(target.provider == "cpu" for target in config.targets):
             yield from idle_zeros(candidate, reference)
-        base = measured[0] if has_original else reference
-        if not has_fewer_macs(candidate, base) or (row.role == "variant" and row.artifact == row.reference):
+        if (row.role == "reference" and row.reference in said) or not has_fewer_macs(candidate, base):
             continue
-        if has_original and row.reference not in beside:
+        if original and row.reference not in beside:
             beside[row.reference] = measure_latency(
-                name=base.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
+                name=original.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
             )
-        yield from idle_cuts(candidate, base, beside[row.reference] if has_original else reference.metrics)
+        texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
+        said |= {row.reference} if texts else set()
+        yield from texts
 
 
 def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch_models import Bench, digits_like, source
 
+from onnxshrink.config.data import DataRoles
 from onnxshrink.config.load import load_config
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import Finetune, PruneChannels, PruneWeights
@@ -106,6 +108,18 @@ def test_zeros_outlive_training(tmp_path: Path, pruning: dict[str, object], trai
     assert all(torch.equal(before[name], after[name]) for name in WEIGHTS)
     old, new = (load_network(artifact)[0].get_parameter("3.weight") for artifact in (pruned, tuned))
     assert (old != new)[~before["3.weight"]].float().mean() > 0.99
+
+
+def test_zeros_outlive_training_for_quantization(tmp_path: Path) -> None:
+    """BatchNorm is folded, weights are rounded and trained: what was pruned is zero after all of it."""
+    data = digits_like(tmp_path / "d.npz", labels=False)
+    bench = Bench(tmp_path)
+    bench.context = replace(bench.context, data=DataRoles(calibration=data))
+    pruned = bench.run(PruneWeights(pattern="2:4"), bench.open(source("convolutions")))
+    settings = Finetune.model_validate({"epochs": 2, "simulate": {"kind": "quantize_static"}})
+    before, after = zeros_of(pruned), zeros_of(bench.run(settings, pruned))
+    assert all(after[name][before[name]].all() for name in WEIGHTS)
+    assert before["3.weight"].sum() <= after["3.weight"].sum() < 0.7 * after["3.weight"].numel()
 
 
 def test_pruning_goes_on_where_it_was(tmp_path: Path) -> None:
