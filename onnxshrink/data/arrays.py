@@ -102,7 +102,7 @@ class ArrayReader:
         chosen = self._rows
         rows = chosen.start + chosen.step * numbers if isinstance(chosen, range) else chosen[numbers]
         batch = {**{name: array.at(rows) for name, array in self._arrays.items()}, **self._constants}
-        check_batch(batch, self._specs, where=self.where, samples=rows.tolist())
+        check_batch(batch, self._specs, where=self.where, samples=rows.tolist(), any_batch=True)
         return batch
 
     def labels(self) -> Array:

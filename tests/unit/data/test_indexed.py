@@ -70,6 +70,13 @@ def test_numbers_count_within_split_shard_and_max_samples(tmp_path: Path) -> Non
     assert by_number(reader, (X,)).take(np.array([2, 1]))["labels"].tolist() == [7, 4]
 
 
+def test_any_number_of_rows_is_given_to_a_training(tmp_path: Path) -> None:
+    """A fixed batch axis is the exported model's; the network learns from batches of any size."""
+    np.savez(tmp_path / "d.npz", x=values(6))
+    source = opened(NpzData(npz=tmp_path / "d.npz"), TensorSpec("x", "float32", (2, 3)), labels=False)
+    assert source.take(np.array([5, 0, 1]))["x"].shape == (3, 3)
+
+
 def test_inputs_without_samples_are_given_whole(tmp_path: Path) -> None:
     """With every batch, as a reader gives them."""
     np.savez(tmp_path / "d.npz", x=values(6), table=np.eye(2, dtype=np.float32))

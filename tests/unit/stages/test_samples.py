@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 from torch_models import Bench
 
-from onnxshrink.config.data import ImageData
+from onnxshrink.config.data import EntryData, ImageData
 from onnxshrink.config.training import EarlyStopping, Training
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import TensorSpec
@@ -86,3 +89,32 @@ def test_a_damaged_image_stops_the_training_with_its_name(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="cannot be read") as caught:
         train(Watched(), samples, Training(epochs=1), Bench(tmp_path).context)
     assert "003.png" in (caught.value.where or "")
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """A user's Dataset with torch's chance in every item."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, at: int) -> tuple[Tensor, int]:
+        return torch.full((1, 6, 6), float(at)) + torch.rand(1), at % 2
+
+
+def test_a_users_dataset_may_be_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings learn from the same draws, which differ from epoch to epoch; a look gives the same again."""
+    module = ModuleType("users_noise")
+    module.Noisy = Noisy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "users_noise", module)
+    bench = Bench(tmp_path, EntryData(entry="users_noise:Noisy"))
+    samples = read_samples(bench.context, X, labels="needed")
+    learned = []
+    for _ in range(2):
+        torch.rand(1)
+        learner = Watched()
+        train(learner, samples, Training(epochs=2, batch_size=12), bench.context)
+        learned.append(learner.learned)
+    assert learned[0] == learned[1]
+    assert len({content for _, content in learned[0]}) == 2
+    looks = [samples.take(torch.arange(12)).inputs[0] for _ in range(2)]
+    assert torch.equal(*looks)
