@@ -1,4 +1,4 @@
-"""Where samples come from: numpy archives, loose arrays, folders of images, or the user's own reader."""
+"""Where samples come from: numpy archives, loose arrays, folders of images, data sets, or the user's own reader."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ ImageLabels: TypeAlias = Annotated[
     BeforeValidator(_labels),
     WithJsonSchema({"anyOf": [{"const": "folders"}, {"type": "string", "format": "path"}, {"type": "null"}]}),
 ]
+
+
+def _folder_or_name(value: object, info: ValidationInfo) -> object:
+    try:
+        return existing_path(value, info)
+    except PydanticCustomError:
+        return value
+
+
+HfName: TypeAlias = Annotated[Path | str, BeforeValidator(_folder_or_name), WithJsonSchema({"type": "string"})]
+
+
+def _misfit(what: str, want: str, fix: str | None) -> PydanticCustomError:
+    return PydanticCustomError("misfit", "{what}", {"what": what, "want": want, "fix": fix})
 
 
 class DataSettings(Model):
@@ -80,8 +94,30 @@ class ImageData(DataSettings):
     @model_validator(mode="after")
     def _normalized_last(self) -> Self:
         if any(isinstance(step, NormalizeStep) for step in self.steps[:-1]):
-            context = {"what": "`normalize` is not the last step", "want": "sizes and crops before it", "fix": None}
-            raise PydanticCustomError("misfit", "{what}", context)
+            raise _misfit("`normalize` is not the last step", "sizes and crops before it", None)
+        return self
+
+
+class HfData(DataSettings):
+    """A data set of Hugging Face's `datasets`, read from its Arrow files as it is drawn."""
+
+    hf: HfName
+    """A folder that `save_to_disk` wrote, or a name on the hub, which is downloaded."""
+    revision: str | None = None
+    """Commit of a data set on the hub, which is needed: a name alone does not say what it stands for."""
+    columns: dict[str, str] = Field(min_length=1)
+    """Input name (or `labels`) to column. Values are taken as they are; what needs preparing needs an `entry`."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if isinstance(self.hf, str) and self.revision is None:
+            raise _misfit(
+                f"there is no folder {self.hf!r}, and a data set on the hub needs a revision",
+                "a folder that save_to_disk wrote, or a name with a commit",
+                "revision: the commit that the hub shows for the data set",
+            )
+        if self.rename:
+            raise _misfit("`columns` names the columns, and `rename` does nothing", "columns: {input: column}", None)
         return self
 
 
@@ -96,7 +132,7 @@ class EntryData(DataSettings):
 
 def _which_data(value: Any) -> str:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    tags = {"npy": "NpyData", "images": "ImageData", "entry": "EntryData"}
+    tags = {"npy": "NpyData", "images": "ImageData", "hf": "HfData", "entry": "EntryData"}
     return next((tag for key, tag in tags.items() if key in keys), "NpzData")
 
 
@@ -104,6 +140,7 @@ Data: TypeAlias = Annotated[
     Annotated[NpzData, Tag("NpzData")]
     | Annotated[NpyData, Tag("NpyData")]
     | Annotated[ImageData, Tag("ImageData")]
+    | Annotated[HfData, Tag("HfData")]
     | Annotated[EntryData, Tag("EntryData")],
     Discriminator(_which_data),
 ]
