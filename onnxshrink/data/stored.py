@@ -5,6 +5,7 @@ Only headers are read when an array is opened. Object arrays are refused: readin
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import zipfile
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeAlias
+from typing import IO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ class ZippedArray:
 
     def at(self, rows: NDArray[np.intp]) -> Array:
         """Copies of the rows with these numbers, in any order."""
-        return self._held[rows].astype(self.header.dtype, order="C", copy=False)
+        return _copied(self._held, rows, self.header)
 
     @cached_property
     def _held(self) -> Array:
@@ -188,11 +189,11 @@ class MappedArray:
         """The rows of each piece, copied out of the map."""
         mapped = self._map()
         for piece in pieces:
-            yield mapped[np.asarray(piece, np.intp)].astype(self.header.dtype, order="C", copy=False)
+            yield _copied(mapped, np.asarray(piece, np.intp), self.header)
 
     def at(self, rows: NDArray[np.intp]) -> Array:
         """Copies of the rows with these numbers, in any order."""
-        return self._kept_map[rows].astype(self.header.dtype, order="C", copy=False)
+        return _copied(self._kept_map, rows, self.header)
 
     @cached_property
     def _kept_map(self) -> Array:
@@ -242,9 +243,18 @@ def _mapped(path: Path, header: Header, offset: int) -> Array:
     """The values from ``offset`` on, in bytes, as they lie in the file."""
     if not prod(header.shape):
         return np.empty(header.shape, header.stored_dtype)  # no bytes cannot be mapped
-    order: Literal["F", "C"] = "F" if header.fortran else "C"
-    mapped = np.memmap(path, header.stored_dtype, "r", offset, header.shape or (1,), order)
-    return np.asarray(mapped).reshape(header.shape)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(header.shape, header.stored_dtype, mapped, offset, order="F" if header.fortran else "C")
+
+
+def _copied(array: Array, rows: NDArray[np.intp], header: Header) -> Array:
+    """Copies of some rows in this machine's byte order."""
+    values = array[rows].astype(header.dtype, order="C", copy=False)
+    if isinstance(array.base, mmap.mmap):
+        # They stay in the system's cache, but no longer count as this process's memory.
+        array.base.madvise(mmap.MADV_DONTNEED)
+    return values
 
 
 def _content(path: Path) -> str:
