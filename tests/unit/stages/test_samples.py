@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,7 @@ from torch_models import Bench
 from onnxshrink.config.data import EntryData, ImageData
 from onnxshrink.config.training import EarlyStopping, Training
 from onnxshrink.core.errors import DataError
+from onnxshrink.core.events import Silent
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.stages.loop import Learner
 from onnxshrink.stages.samples import Samples, TrainingBatch, read_samples
@@ -70,6 +73,34 @@ def test_every_epoch_draws_its_own_form_of_an_image(tmp_path: Path) -> None:
     assert learner.judged[: len(learner.judged) // 2] == learner.judged[len(learner.judged) // 2 :]
     plain = pictures(tmp_path, {"crop": 6})
     torch.testing.assert_close(samples.take(torch.arange(12)).inputs[0], plain.take(torch.arange(12)).inputs[0])
+
+
+class Killer(Silent):
+    """Stops the training at its fifth step."""
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        """Raise there."""
+        if done == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_training_goes_on_with_the_same_draws(tmp_path: Path) -> None:
+    """What the rest of the epochs learn from, and the weights, are those of an unbroken training."""
+    samples = pictures(tmp_path, {"random_crop": 6}, {"flip": 0.5})
+    settings = Training(epochs=3, batch_size=4, checkpoint_minutes=1e-9)
+    context = Bench(tmp_path).context
+    torch.manual_seed(0)
+    whole, part = Watched(), Watched()
+    part.network.load_state_dict(whole.network.state_dict())
+    rest = deepcopy(part)
+    train(whole, samples, settings, context)
+    with pytest.raises(KeyboardInterrupt):
+        train(part, samples, settings, replace(context, events=Killer(), scratch=tmp_path / "half"))
+    facts = train(rest, samples, settings, replace(context, scratch=tmp_path / "half"))
+    assert facts["resumed_from_step"] == len(part.learned) - 1
+    assert part.learned[:-1] + rest.learned == whole.learned
+    for ours, theirs in zip(rest.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_another_seed_draws_others(tmp_path: Path) -> None:
