@@ -3,8 +3,8 @@
 
     python tools/bench_torch.py [--only digits|residual|encoder|efficientnet] [--photos FOLDER]
 
-`digits` and `residual` need nothing else; `encoder` and `efficientnet` need networks from the package index, see the heads
-of `minilm.py` and `bench_efficientnet.py`, and say so and are skipped without them. Every speed is the ratio of interleaved
+`digits` and `residual` need nothing else; `encoder` and `efficientnet` need networks from the package index (the heads of
+`minilm.py` and `bench_efficientnet.py` say which) and are skipped without them. Every speed is the ratio of interleaved
 pairs with its 95% interval. Exits with 1 where a target is missed.
 """
 
@@ -115,9 +115,8 @@ def digits(folder: Path, _: Path | None) -> Iterator[Target]:
         )
         for row in report.candidates:
             if row.role != "reference":
-                print(
-                    f"  {label:<16}{row.name:<10}{value_of(row, 'size_bytes'):>12,.0f} bytes{value_of(row, 'top1'):>8.1%}"
-                )
+                size, top1 = value_of(row, "size_bytes"), value_of(row, "top1")
+                print(f"  {label:<16}{row.name:<10}{size:>12,.0f} bytes{top1:>8.1%}", flush=True)
         print_memory(report)
         rows[label] = report.candidate("int8")
     best = rows["with a teacher"]
