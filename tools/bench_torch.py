@@ -3,8 +3,8 @@
 
     python tools/bench_torch.py [--only digits|residual|encoder|efficientnet] [--photos FOLDER]
 
-`digits` and `residual` need nothing else; `encoder` and `efficientnet` need networks from the package index (the heads of
-`minilm.py` and `bench_efficientnet.py` say which) and are skipped without them. Every speed is the ratio of interleaved
+`digits` and `residual` need nothing else; `encoder` and `efficientnet` need networks from the package index (see
+`minilm.py` and `bench_efficientnet.py`) and are skipped without them. Every speed is the ratio of interleaved
 pairs with its 95% interval. Exits with 1 where a target is missed.
 """
 
