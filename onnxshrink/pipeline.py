@@ -26,8 +26,10 @@ from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Metric, Report, Verdict
 from onnxshrink.core.run_folder import publish, require_own
 from onnxshrink.core.store import Store
+from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
+from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
@@ -53,6 +55,7 @@ def run(
     base: Path = Path(),
     events: Events | None = None,
     candidates: Mapping[str, Path] | None = None,
+    processes: int = 1,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -62,6 +65,7 @@ def run(
         base: The config file's folder, where the user's modules may lie.
         events: Listener for progress.
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
+        processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
 
     Returns:
         The report, as written to ``report.json``.
@@ -74,7 +78,11 @@ def run(
     require_own(runs / name)
     with search_path(base):
         preflight(config)
-        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
+        leader = _leader(config, processes, events)
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
+        if leader is not None:
+            run_trainings(config, memo)
+            leader.dismiss()
         trunk = memo.fold(memo.open(config.model), config.stages)
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
@@ -101,6 +109,16 @@ def run(
     )
     publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
     return report
+
+
+def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:
+    """This process's part in training with others."""
+    if processes == 1:
+        return None
+    if not trains(config):
+        events.warned(f"nothing in this config trains: one process does it all, and {processes - 1} have ended")
+        return None
+    return Leader(processes)
 
 
 def _branches(

@@ -35,6 +35,8 @@ class StageSettings(Model):
     needs: ClassVar[tuple[Role, ...]] = ()
     uses: ClassVar[tuple[Role, ...]] = ()
     """Data that is read where it is given, and done without where it is not."""
+    trains: ClassVar[bool] = False
+    """A network learns in it: where there are several processes, they share the work."""
 
 
 class Distill(Learning, StageSettings):
@@ -43,6 +45,7 @@ class Distill(Learning, StageSettings):
     takes: ClassVar[Kind] = "torch"
     gives: ClassVar[Kind] = "torch"
     needs: ClassVar[tuple[Role, ...]] = ("train",)
+    trains: ClassVar[bool] = True
 
     kind: Literal["distill"] = "distill"
     teacher: Teacher
@@ -92,6 +95,11 @@ class PruneChannels(StageSettings):
     def needs(self) -> tuple[Role, ...]:  # type: ignore[override]
         """Samples, where gradients are taken of them."""
         return ("train",) if self.importance == "taylor" or self.finetune is not None else ()
+
+    @property
+    def trains(self) -> bool:  # type: ignore[override]
+        """True with training between the steps."""
+        return self.finetune is not None
 
     @model_validator(mode="after")
     def _one_target(self) -> PruneChannels:
@@ -153,6 +161,7 @@ class Finetune(Recovery, StageSettings):
 
     takes: ClassVar[Kind] = "torch"
     gives: ClassVar[Kind] = "torch"
+    trains: ClassVar[bool] = True
 
     kind: Literal["finetune"] = "finetune"
     simulate: Annotated[QuantizeStatic | QuantizeWeights, Field(discriminator="kind")] | None = None

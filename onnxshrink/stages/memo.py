@@ -16,12 +16,13 @@ from onnxshrink.config.data import DataRoles, Role
 from onnxshrink.config.source import ModelSource, OnnxSource
 from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_file, digest_json
-from onnxshrink.core.errors import DependencyError
+from onnxshrink.core.errors import DependencyError, ShrinkError
 from onnxshrink.core.events import Events
 from onnxshrink.core.machine import processor_features, versions
 from onnxshrink.core.report import Step
 from onnxshrink.core.store import Entry, Store
 from onnxshrink.runtime.isa import detect_isa
+from onnxshrink.runtime.processes import Team
 from onnxshrink.stages import work_of
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.source import open_source
@@ -42,14 +43,17 @@ class Memo:
         data: Every data role of the config; a stage sees those it declares.
         seed: Seed of everything random.
         events: Listener for progress.
+        team: This process's part, where there are several.
     """
 
-    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events) -> None:
+    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events, team: Team | None = None) -> None:
         self._store = store
         self._data = data
         self._seed = seed
         self._events = events
+        self._team = team
         self._steps: dict[Digest, tuple[Step, Artifact]] = {}
+        self._failures: dict[Digest, ShrinkError] = {}
         self._sources: dict[str, Any] = {}
         self._data_keys: dict[Role, Any] = {}
 
@@ -105,7 +109,7 @@ class Memo:
 
         uses: set[Kind] = {stage.takes, stage.gives}
         digest = _digest(stage.kind, key, stage.gives, uses)
-        return self.once(name, stage.kind, key, stage.gives, work, uses=uses)
+        return self.once(name, stage.kind, key, stage.gives, work, uses=uses, trains=stage.trains)
 
     def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
         """Run ``stages`` one after the other.
@@ -138,9 +142,19 @@ class Memo:
         return self._data_keys[role]
 
     def once(
-        self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Callable[[Path], Facts], *, uses: set[Kind]
+        self,
+        name: str,
+        kind: str,
+        key: dict[str, Any],
+        gives: Kind,
+        work: Callable[[Path], Facts],
+        *,
+        uses: set[Kind],
+        trains: bool = False,
     ) -> Artifact:
         """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it.
+
+        What failed once in this run is not tried again.
 
         Args:
             name: The step's name in the report.
@@ -150,16 +164,29 @@ class Memo:
             work: Fills a folder.
             uses: Kinds of model that are worked on; they decide which libraries' versions count. What is measured on
                 a model counts the processor as well.
+            trains: True if several processes share the work.
         """
         digest = _digest(kind, key, gives, uses)
-        if digest in self._steps:
+
+        def run(work: Callable[[Path], Facts]) -> Artifact:
+            if digest not in self._steps:
+                self._record(digest, name, kind, self._find_or_make(digest, name, gives, work))
             return self._steps[digest][1]
-        entry = self._store.find(digest, gives)
-        if entry is None:
-            self._events.started(name)
-            entry = self._store.make(digest, gives, work, time.perf_counter)
-        self._record(digest, name, kind, entry)
-        return entry.artifact
+
+        return run(work) if self._team is None else self._team.step(digest, name, trains=trains, work=work, run=run)
+
+    def _find_or_make(self, key: Digest, name: str, gives: Kind, work: Callable[[Path], Facts]) -> Entry:
+        if key in self._failures:
+            raise self._failures[key]
+        entry = self._store.find(key, gives)
+        if entry is not None:
+            return entry
+        self._events.started(name)
+        try:
+            return self._store.make(key, gives, work, time.perf_counter)
+        except ShrinkError as e:
+            self._failures[key] = e
+            raise
 
     def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
         seconds = round(entry.seconds, 3)
