@@ -23,17 +23,20 @@ def main() -> None:
 
 def _status(arguments: list[str]) -> int:
     from onnxshrink.cli import app
+    from onnxshrink.runtime.processes import let_the_first_speak
 
     try:
         status = int(app(args=arguments, standalone_mode=False) or 0)
         return _interrupted() if status == _INTERRUPTED else status  # what typer makes of Ctrl-C
     except ShrinkError as e:
+        let_the_first_speak()
         return _tell(e, arguments)
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
         return 1
     except Exception as e:  # noqa: BLE001  anything else is our bug, and the traceback is what a report of it needs
+        let_the_first_speak()
         if hasattr(e, "show") and hasattr(e, "exit_code"):  # click's usage errors
             e.show()
             return 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -111,11 +113,22 @@ def run(
 ) -> int:
     """Run a config: every stage, every variant, every measurement; leave the winner and its evidence."""
     from onnxshrink.config.load import load_config
-    from onnxshrink.pipeline import run as run_pipeline
+    from onnxshrink.runtime.processes import launched
 
     settings = load_config(config, overrides or [])
+    number, processes = launched()
+    if processes > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch warns of says nothing to the user
+    if number > 0:
+        from onnxshrink.stages.together import follow
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
+        follow(settings, base=config.parent)
+        return 0
+    from onnxshrink.pipeline import run as run_pipeline
+
     with _listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = run_pipeline(settings, runs=runs, base=config.parent, events=events)
+        report = run_pipeline(settings, runs=runs, base=config.parent, events=events, processes=processes)
     _show(report, console, folder=runs / report.name, as_json=as_json)
     return 0 if report.winner else 1
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource, OnnxSource
-from onnxshrink.config.stages import Distill, Finetune, Optimize, PruneChannels, Stage
+from onnxshrink.config.stages import Distill, Export, Finetune, Optimize, PruneChannels, PruneWeights, Stage
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
@@ -26,10 +26,13 @@ from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Metric, Report, Verdict
 from onnxshrink.core.run_folder import publish, require_own
 from onnxshrink.core.store import Store
+from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
+from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.evidence import load_quality, save_quality
+from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
 from onnxshrink.verify.noise import find_noise, loses
@@ -53,6 +56,7 @@ def run(
     base: Path = Path(),
     events: Events | None = None,
     candidates: Mapping[str, Path] | None = None,
+    processes: int = 1,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -62,6 +66,7 @@ def run(
         base: The config file's folder, where the user's modules may lie.
         events: Listener for progress.
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
+        processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
 
     Returns:
         The report, as written to ``report.json``.
@@ -74,7 +79,11 @@ def run(
     require_own(runs / name)
     with search_path(base):
         preflight(config)
-        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
+        leader = _leader(config, processes, events)
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
+        if leader is not None:
+            run_trainings(config, memo)
+            leader.dismiss()
         trunk = memo.fold(memo.open(config.model), config.stages)
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
@@ -82,6 +91,7 @@ def run(
         qualities = _measure_qualities(config, memo, rows, events)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
+        unpaid = list(_unpaid(config, rows, measured, events))
     measured += [_not_made(name, failure) for name, failure in failures.items()]
     winner, selection = select(measured, config.select)
     report = Report(
@@ -94,12 +104,28 @@ def run(
         machine=machine(),
         versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
-        warnings=(*memo.warnings, *_caveats(config, memo), *_noisy(config, measured), *_undecided(measured)),
+        warnings=(
+            *memo.warnings,
+            *_caveats(config, memo),
+            *_noisy(config, measured),
+            *unpaid,
+            *_undecided(measured),
+        ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
     publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
     return report
+
+
+def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:
+    """This process's part in training with others."""
+    if processes == 1:
+        return None
+    if not trains(config):
+        events.warned(f"nothing in this config trains: one process does it all, and {processes - 1} have ended")
+        return None
+    return Leader(processes)
 
 
 def _branches(
@@ -129,7 +155,9 @@ def _rows(
     config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
 ) -> Iterator[Row]:
     """Original, reference and variants, each with the reference it is measured against."""
-    references = {name: next(a for a in chain if a.kind == "onnx") for name, chain in branches.items()}
+    references = {
+        name: _reference(memo, stages, branches[name]) for name, stages in config.branches() if name in branches
+    }
     first = next(iter(references.values()))
     original = _original(config, memo, trunk, branches)
     if original is not None:
@@ -139,6 +167,19 @@ def _rows(
         yield Row(name, "reference", reference, reference)
     for name, chain in branches.items():
         yield Row(name, "variant", chain[-1], references[name])
+
+
+def _reference(memo: Memo, stages: Sequence[Stage], chain: Sequence[Artifact]) -> Artifact:
+    """What drift and latency of a branch are measured against: its first ONNX model.
+
+    Float weights that were trained for quantization are no yardstick: then it is the network before that training,
+    exported as the branch says.
+    """
+    for stage, before in zip(stages, chain, strict=False):
+        if isinstance(stage, Finetune) and stage.simulate is not None:
+            export = next(other for other in stages if isinstance(other, Export))
+            return memo.derive(export, before, f"reference/{export.kind}")
+    return next(artifact for artifact in chain if artifact.kind == "onnx")
 
 
 def _original(
@@ -156,14 +197,17 @@ def _original(
         if isinstance(stage, Distill):
             from onnxshrink.stages.distill import teacher_of
 
-            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs))
+            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs), stage.task)
             return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
     for variant, chain in config.branches():
-        cut = next((index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels)), None)
+        cut = next(
+            (index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels | PruneWeights)), None
+        )
         if cut is not None and variant in branches:
             name = "unpruned" if cut else "source"
             return name, "original", memo.fold(branches[variant][cut], tail, f"{name}/")[-1]
-    if config.model.weights is not None and any(isinstance(stage, Finetune) for stage in config.stages):
+    trained = any(isinstance(stage, Finetune) and stage.simulate is None for stage in config.stages)
+    if config.model.weights is not None and trained:
         return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
     return None
 
@@ -264,6 +308,30 @@ def _noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
     for candidate in candidates:
         if candidate.role == "variant" and config.gates.min_sqnr_db is None:
             yield from find_noise(candidate, chains[candidate.name])
+
+
+def _unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
+    """Where pruning bought less than it seems."""
+    pairs = list(zip(rows, measured, strict=True))
+    references = {row.reference: candidate for row, candidate in pairs if row.role == "reference"}
+    original = measured[0] if rows[0].role == "original" else None
+    beside = {rows[0].reference: measured[0].metrics}
+    said: set[Artifact] = set()
+    # Variants first: what is said of one need not be said of its reference again.
+    for row, candidate in sorted(pairs, key=lambda pair: pair[0].role == "reference"):
+        reference = references[row.reference]
+        base = original or reference
+        if row.role == "variant" and any(target.provider == "cpu" for target in config.targets):
+            yield from idle_zeros(candidate, reference)
+        if (row.role == "reference" and row.reference in said) or not has_fewer_macs(candidate, base):
+            continue
+        if original and row.reference not in beside:
+            beside[row.reference] = measure_latency(
+                name=original.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
+            )
+        texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
+        said |= {row.reference} if texts else set()
+        yield from texts
 
 
 def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

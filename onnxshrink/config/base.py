@@ -33,7 +33,7 @@ class CallArguments:
     """Marks arguments of a user's callable: a text among them that names a file means the file's content."""
 
 
-def _existing(value: object, info: ValidationInfo) -> Path:
+def existing_path(value: object, info: ValidationInfo) -> Path:
     """Resolve against the config file's folder, and require that it is there."""
     if not isinstance(value, (str, Path)):
         raise PydanticCustomError("path_type", "a path is wanted", {})
@@ -60,7 +60,7 @@ def _bytes(value: object) -> int:
 
 
 FilePath = Annotated[
-    Path, BeforeValidator(_existing), ContentFile(), WithJsonSchema({"type": "string", "format": "path"})
+    Path, BeforeValidator(existing_path), ContentFile(), WithJsonSchema({"type": "string", "format": "path"})
 ]
 """An existing file or folder; relative paths start at the config file's folder."""
 

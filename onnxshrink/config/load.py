@@ -185,7 +185,7 @@ def _causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
     """One of pydantic's findings in our words."""
     context = error.get("ctx", {})
-    loc: Location = context["loc"] if error["type"] == "misfit" else error["loc"]
+    loc: Location = context.get("loc", error["loc"])
     path, line = _find(document, loc)
     where = f"{origin}:{line}  {_dotted(path)}" if line else f"{origin}  {_dotted(path)}"
     got = _shorten(error["input"])
@@ -202,8 +202,11 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
             return ConfigError(f"the option {loc[-1]!r} is missing", where=where, want=f"{loc[-1]}: …")
         case "union_tag_invalid":
             tag, known = str(context["tag"]), re.findall(r"'([^']+)'", str(context["expected_tags"]))
+            noun = {"losses": "loss", "steps": "step"}.get(
+                next(s for s in reversed(path) if isinstance(s, str)), "stage"
+            )
             return ConfigError(
-                f"unknown stage {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
+                f"unknown {noun} {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
             )
         case "union_tag_not_found":
             return ConfigError("a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import Model
-from onnxshrink.config.data import DataRoles
+from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
 from onnxshrink.config.stages import Export, Stage
@@ -99,6 +99,14 @@ class RunConfig(Model):
         return "move it before {kind: export}"
 
     def _data_misfits(self) -> Iterator[PydanticCustomError]:
+        for role, settings in (("calibration", self.data.calibration), ("evaluation", self.data.evaluation)):
+            if isinstance(settings, ImageData) and (at := settings.random_step) is not None:
+                yield _misfit(
+                    ("data", role, "steps", at),
+                    f"data.{role} has a step that acts at random, and only training may",
+                    "the same samples every time",
+                    "crop in place of random_crop, and no flip",
+                )
         evaluation = self.data.evaluation
         if self.gates.max_accuracy_drop is not None and (evaluation is None or evaluation.metric is None):
             yield _misfit(

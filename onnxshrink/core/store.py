@@ -4,6 +4,7 @@
 store/objects/<sha256>/…    a folder of read-only files, named by the digest of its contents
 store/memo/<key>.json       key of (stage, settings, input, code, versions) → object digest, facts, seconds
 store/work/<random>/        a stage at work, locked as long as its process lives; the next run removes what is not
+store/partial/<key>/        what a killed stage can go on from; removed when it is done, or after 30 days without use
 ```
 
 Both writes are one rename on one file system, so a reader sees all or nothing, and two runs that make the same object
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from pathlib import Path
 
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_folder, files_of
 from onnxshrink.core.errors import ConfigError, StoreError
+
+_KEPT_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class Store:
     @property
     def _work(self) -> Path:
         return self.root / "work"
+
+    def partial(self, key: Digest) -> Path:
+        """A folder, not made here, that is kept until ``key`` is made: for what a killed stage can go on from."""
+        return self.root / "partial" / key
 
     def find(self, key: Digest, kind: Kind) -> Entry | None:
         """The result remembered under ``key``, or None if there is none or its object is damaged.
@@ -123,6 +131,7 @@ class Store:
                 digest = self._keep(folder, place)
                 memo = {"object": digest, "facts": facts, "seconds": seconds}
                 write_atomically(self._memo / f"{key}.json", json.dumps(memo, indent=1).encode(), scratch=place)
+        shutil.rmtree(self.partial(key), ignore_errors=True)
         return Entry(Artifact(kind, self._objects / digest, digest), facts, seconds, cached=False)
 
     def _keep(self, folder: Path, place: Path) -> Digest:
@@ -173,7 +182,12 @@ class Store:
                 os.close(lock)  # swept between mkdtemp and flock
 
     def _sweep(self) -> None:
-        """Remove the workplaces of runs that were killed: those whose lock can be had."""
+        """Remove the workplaces of runs that were killed, those whose lock can be had, and partial work left behind."""
+        for place in sorted(self.root.glob("partial/*")):
+            with contextlib.suppress(OSError):
+                unused_seconds = time.time() - place.stat().st_mtime
+                if unused_seconds > _KEPT_SECONDS or (self._memo / f"{place.name}.json").exists():
+                    shutil.rmtree(place)
         for place in sorted(self._work.iterdir()):
             # Not ours, not lockable or already gone: what cannot be swept does no harm.
             with contextlib.suppress(OSError):

@@ -94,7 +94,14 @@ def did_you_mean(name: str, known: Sequence[str]) -> str | None:
     return f"did you mean {near[0]!r}?" if near else None
 
 
-def check_batch(batch: Batch, specs: Sequence[TensorSpec], *, where: str, samples: Sequence[int] | None = None) -> None:
+def check_batch(
+    batch: Batch,
+    specs: Sequence[TensorSpec],
+    *,
+    where: str,
+    samples: Sequence[int] | None = None,
+    any_batch: bool = False,
+) -> None:
     """Refuse a batch that the model cannot take, or that is not numbers.
 
     Args:
@@ -103,6 +110,7 @@ def check_batch(batch: Batch, specs: Sequence[TensorSpec], *, where: str, sample
         where: The data's origin, for the message.
         samples: The number that each row has in the data, so that the message can name the sample; rows count from 0
             by default.
+        any_batch: Axis 0 may have any length, whatever the model takes at once.
 
     Raises:
         DataError: A name, shape or dtype does not fit, or a value is NaN or infinite.
@@ -120,7 +128,7 @@ def check_batch(batch: Batch, specs: Sequence[TensorSpec], *, where: str, sample
     for spec in specs:
         if spec.name not in batch:
             raise missing_input(spec, specs, list(batch), where=where)
-        check_form(batch[spec.name], spec, where=where)
+        check_form(batch[spec.name], spec, where=where, any_batch=any_batch)
     for name, array in batch.items():
         check_finite(name, array, where=where, samples=samples)
 

@@ -22,7 +22,7 @@ from onnxshrink.core.tensors import (
     did_you_mean,
     missing_input,
 )
-from onnxshrink.data.batching import constant_inputs, fixed_batch, partial_batch, sample_count
+from onnxshrink.data.batching import constant_inputs, fixed_batch, partial_batch, sample_count, shard_of
 from onnxshrink.data.stored import MappedArray, Rows, StoredArray, zipped_arrays
 
 SPLIT = "split"
@@ -90,10 +90,26 @@ class ArrayReader:
 
     def shard(self, index: int, count: int) -> Self:
         """Every ``count``-th sample; where the model has a fixed batch axis, every ``count``-th batch of that size."""
-        if self._group == 1:
-            return replace(self, _rows=self._rows[index::count])
-        rows = np.asarray(self._rows, np.intp)
-        return replace(self, _rows=rows.reshape(-1, self._group)[index::count].ravel())
+        return replace(self, _rows=shard_of(self._rows, self._group, index, count))
+
+    @property
+    def is_random(self) -> bool:
+        """Stored samples are always the same."""
+        return False
+
+    def take(self, numbers: NDArray[np.intp], draw: tuple[int, int] | None = None) -> Batch:  # noqa: ARG002  # as above
+        """Samples in any order; see `Indexed`."""
+        chosen = self._rows
+        rows = chosen.start + chosen.step * numbers if isinstance(chosen, range) else chosen[numbers]
+        batch = {**{name: array.at(rows) for name, array in self._arrays.items()}, **self._constants}
+        check_batch(batch, self._specs, where=self.where, samples=rows.tolist(), any_batch=True)
+        return batch
+
+    def labels(self) -> Array:
+        """The labels of all samples; see `Indexed`."""
+        labels = next(self._arrays[LABELS].rows([self._rows]))
+        check_finite(LABELS, labels, where=self.where, samples=np.asarray(self._rows).tolist())
+        return labels
 
     def _pieces(self) -> Iterator[Rows]:
         for start in range(0, len(self._rows), self._batch_size):

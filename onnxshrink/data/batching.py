@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import Batch, Form, TensorSpec
 
@@ -74,6 +77,13 @@ def n_samples(batch: Batch, specs: Sequence[TensorSpec]) -> int:
     """Samples in a batch that fits ``specs``; one where no input counts any."""
     constants = constant_inputs(specs, batch)
     return next((len(batch[spec.name]) for spec in specs if spec.name not in constants), 1)
+
+
+def shard_of(rows: range | NDArray[np.intp], group: int, index: int, count: int) -> range | NDArray[np.intp]:
+    """Every ``count``-th group of ``group`` rows, from group ``index`` on."""
+    if group == 1:
+        return rows[index::count]
+    return np.asarray(rows, np.intp).reshape(-1, group)[index::count].ravel()
 
 
 def partial_batch(count: int, batch: int, *, where: str) -> DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
-from onnxshrink.config.data import Data, EntryData, NpyData, NpzData
+from onnxshrink.config.data import Data, EntryData, HfData, ImageData, NpyData, NpzData
 from onnxshrink.core.tensors import Batch, TensorSpec
 
 
@@ -36,7 +36,8 @@ class Reader(Protocol):
 def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int = 16, labels: bool = False) -> Reader:
     """Open the samples that ``settings`` describe, for a model whose inputs are ``specs``.
 
-    Only headers are read here: names, shapes and dtypes are checked before any work. Values are checked as they stream.
+    Only headers are read here, and the first image: names, shapes and dtypes are checked before any work. Values are
+    checked as they stream.
 
     Args:
         settings: Where the samples come from.
@@ -48,6 +49,9 @@ def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int 
         DataError: The samples do not fit ``specs``, there are none, or labels are asked for and missing.
     """
     from onnxshrink.data.arrays import open_npy, open_npz
+    from onnxshrink.data.hugging_face import open_hf
+    from onnxshrink.data.images import open_images
+    from onnxshrink.data.indexed import in_order
     from onnxshrink.data.sources import open_entry
 
     match settings:
@@ -55,5 +59,9 @@ def open_reader(settings: Data, specs: Sequence[TensorSpec], *, batch_size: int 
             return open_npz(settings, specs, batch_size=batch_size, labels=labels)
         case NpyData():
             return open_npy(settings, specs, batch_size=batch_size, labels=labels)
+        case ImageData():
+            return in_order(open_images(settings, specs, labels=labels), specs, batch_size=batch_size)
+        case HfData():
+            return in_order(open_hf(settings, specs, labels=labels), specs, batch_size=batch_size)
         case EntryData():
             return open_entry(settings, specs, batch_size=batch_size, labels=labels)

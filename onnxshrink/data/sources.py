@@ -1,10 +1,9 @@
-"""Samples from the user's own code: any iterable of batches, or an ONNX Runtime CalibrationDataReader."""
+"""Samples from the user's own code: any iterable of batches, ONNX Runtime's CalibrationDataReader, or a Dataset."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count as numbers
 from typing import Any, Self, TypeAlias
 
@@ -12,22 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxshrink.config.data import EntryData
-from onnxshrink.core.errors import DataError, ShrinkError
+from onnxshrink.core.errors import DataError
 from onnxshrink.core.importing import load_entry
-from onnxshrink.core.tensors import LABELS, Batch, TensorSpec, check_batch, did_you_mean
+from onnxshrink.core.tensors import LABELS, Batch, TensorSpec, check_batch
 from onnxshrink.data.batching import constant_inputs, fixed_batch, partial_batch, sample_count
+from onnxshrink.data.datasets import DatasetSamples, is_dataset
+from onnxshrink.data.indexed import in_order
+from onnxshrink.data.items import named_arrays, users_code
+from onnxshrink.data.reader import Reader
 
 Rows: TypeAlias = NDArray[np.intp]
 
 
-def open_entry(
-    settings: EntryData, specs: Sequence[TensorSpec], *, batch_size: int, labels: bool = False
-) -> EntryReader:
+def open_entry(settings: EntryData, specs: Sequence[TensorSpec], *, batch_size: int, labels: bool = False) -> Reader:
     """Open what the user's callable returns as samples.
 
-    The callable is called anew for each pass. It returns an iterable of mappings from array name to array, samples on
-    axis 0, or an object with ``get_next()`` that gives such mappings and None at the end. The batches are the user's:
-    they are checked, and cut into at most ``batch_size`` samples, but never merged. The first batch is looked at here.
+    The callable is called anew for each pass. It returns an iterable of batches such as torch's DataLoader, or an
+    object with ``get_next()`` that gives batches and None at the end; see `named_arrays` for what a batch is. The
+    batches are the user's: they are checked, and cut into at most ``batch_size`` samples, but never merged. The first
+    batch is looked at here. Or it returns samples by number, such as torch's Dataset; see `is_dataset`.
 
     Args:
         settings: Callable, its arguments, renamings and number of samples.
@@ -47,7 +49,20 @@ def open_entry(
             fix=f"let the callable choose: `args: {{split: {settings.split}}}`",
         )
     make = load_entry(settings.entry)
-    passes = _Passes(settings, lambda: make(**settings.args))
+    with users_code(settings.entry):
+        made = [make(**settings.args)]
+    if is_dataset(made[0]):
+        samples = DatasetSamples(
+            made[0],
+            specs,
+            where=settings.entry,
+            rename=settings.rename,
+            max_samples=settings.max_samples,
+            labels=labels,
+            is_random=True,  # nobody can tell
+        )
+        return in_order(samples, specs, batch_size=batch_size)
+    passes = _Passes(settings, specs, lambda: made.pop() if made else make(**settings.args))
     reader = EntryReader(passes, specs, settings.max_samples, batch_size=batch_size, labels=labels)
     if next(iter(reader), None) is None:
         raise DataError("there are no samples", where=settings.entry, want="at least one batch")
@@ -153,9 +168,10 @@ class EntryReader:
 class _Passes:
     """The user's batches from the start, as often as they are asked for, and the checks that passes are alike."""
 
-    def __init__(self, settings: EntryData, make: Callable[[], Any]) -> None:
+    def __init__(self, settings: EntryData, specs: Sequence[TensorSpec], make: Callable[[], Any]) -> None:
         self.where = settings.entry
         self.has_labels = False
+        self._specs = tuple(specs)
         self._rename = settings.rename
         self._make = make
         self._made: Any = None
@@ -164,7 +180,7 @@ class _Passes:
 
     def batches(self) -> Iterator[Batch]:
         """One pass: name to array, renamed, not yet checked against the model."""
-        with self._users_code():
+        with users_code(self.where):
             made = self._make()
             iterator = _iterator_of(made)
         if iterator is None:
@@ -172,20 +188,20 @@ class _Passes:
                 "the callable returned something that is no reader",
                 where=self.where,
                 got=type(made).__name__,
-                want="an iterable of {input: array}, or an object with get_next()",
+                want="an iterable of {input: array}, an object with get_next(), or a Dataset",
             )
         # A list may be returned again and again; an iterator only by a callable that rewinds it.
         once = iterator is made or not hasattr(made, "__iter__")
         again = once and made is self._made
         self._made = made
         for number in numbers():
-            with self._users_code():
+            with users_code(self.where):
                 item = next(iterator, None)
             if item is None:
                 if number == 0 and self._first is not None:
                     raise self._unlike("a second pass over the samples gave nothing")
                 return
-            batch = self._named(item, number)
+            batch = named_arrays(item, self._specs, self._rename, where=self.where, what=f"batch {number}")
             if number == 0:
                 self._begin(batch, again=again)
             yield batch
@@ -209,25 +225,6 @@ class _Passes:
         self._first = first
         self.has_labels = LABELS in batch
 
-    def _named(self, item: Any, number: int) -> Batch:
-        if not isinstance(item, Mapping):
-            raise DataError(
-                f"batch {number} is no mapping from input name to array",
-                where=self.where,
-                got=type(item).__name__,
-                want="{input: array, ...}, samples on axis 0",
-            )
-        for old in self._rename:
-            if old not in item:
-                raise DataError(
-                    f"`rename` names {old!r}, which is no array of batch {number}",
-                    where=self.where,
-                    got=", ".join(map(repr, item)),
-                    fix=did_you_mean(old, [str(name) for name in item]),
-                )
-        with self._users_code():
-            return {str(self._rename.get(name, name)): np.asarray(value) for name, value in item.items()}
-
     def _unlike(self, what: str) -> DataError:
         return DataError(
             what,
@@ -235,17 +232,6 @@ class _Passes:
             want="the same batches in every pass; calibration, drift and accuracy each take one",
             fix="return a new iterator from each call",
         )
-
-    @contextmanager
-    def _users_code(self) -> Iterator[None]:
-        try:
-            yield
-        except ShrinkError:
-            raise
-        except (Exception, SystemExit) as e:  # it is the user's code, and may raise anything
-            raise DataError(
-                f"the reader failed: {type(e).__name__}: {e}", where=self.where, fix="mend the callable"
-            ) from e
 
 
 def _parts(rows: Rows, size: int) -> Iterator[Rows]:

@@ -5,47 +5,30 @@ Only headers are read when an array is opened. Object arrays are refused: readin
 
 from __future__ import annotations
 
+import mmap
+import os
+import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias
+from typing import IO, Protocol, TypeAlias
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import Array
+from onnxshrink.data.headers import UNREADABLE, Header, damaged, read_header, require_size
 
 Rows: TypeAlias = range | NDArray[np.intp]
 """Row numbers, rising."""
 
 _CHUNK_BYTES = 1 << 20
-
-# What a damaged archive makes zipfile raise; RuntimeError is an encrypted one, NotImplementedError an unknown packing.
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What the first bytes of a stored array say of it.
-
-    Attributes:
-        dtype: Element type in this machine's byte order, which is what reading gives.
-        shape: Axis lengths.
-        stored_dtype: Element type as it lies on disk.
-        fortran: True if the first axis varies fastest, so that rows are scattered over the file.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    stored_dtype: np.dtype[Any]
-    fortran: bool
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of the name and of the extra field behind it
 
 
 class StoredArray(Protocol):
@@ -69,12 +52,16 @@ class StoredArray(Protocol):
             pieces: Row numbers, rising within a piece and from piece to piece.
         """
 
+    def at(self, rows: NDArray[np.intp]) -> Array:
+        """Copies of the rows with these numbers, in any order."""
+
 
 @dataclass(frozen=True)
 class ZippedArray:
     """A member of an `.npz` archive, read as a stream: no more than one piece of rows is in memory.
 
-    An array in Fortran order has its rows scattered over the member, and is read whole.
+    An array in Fortran order has its rows scattered over the member, and is read whole. For `at` the member is
+    memory-mapped where it is stored as it is, and held in memory where it is compressed.
     """
 
     path: Path
@@ -118,19 +105,42 @@ class ZippedArray:
                     self._check_end(stream)
                 yield values.astype(header.dtype, copy=False)
 
+    def at(self, rows: NDArray[np.intp]) -> Array:
+        """Copies of the rows with these numbers, in any order."""
+        return _copied(self._held, rows, self.header)
+
+    @cached_property
+    def _held(self) -> Array:
+        """All of the array; its bytes are checked against the archive's checksum once, here."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                member = archive.getinfo(self.member)
+            if member.compress_type != zipfile.ZIP_STORED:
+                return self.whole()
+            with self._opened() as (stream, header):
+                self._skip(stream, prod(header.shape) * header.stored_dtype.itemsize)
+                self._check_end(stream)
+            with self.path.open("rb") as file:
+                file.seek(member.header_offset)
+                file.seek(sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))), os.SEEK_CUR)
+                read_header(file, self.where)
+                return _mapped(self.path, header, file.tell())
+        except UNREADABLE as e:
+            raise damaged(self.where, e) from e
+
     @contextmanager
     def _opened(self) -> Iterator[tuple[IO[bytes], Header]]:
         """The member's stream, behind its header."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                header = _read_header(stream, self.where)
+                header = read_header(stream, self.where)
                 size = archive.getinfo(self.member).file_size
-                _require_size(header, size - stream.tell(), self.where)
+                require_size(header, size - stream.tell(), self.where)
                 if header != self.__dict__.get("header", header):
                     raise DataError("the array changed while it was read", where=self.where)
                 yield stream, header
-        except _UNREADABLE as e:
-            raise _damaged(self.where, e) from e
+        except UNREADABLE as e:
+            raise damaged(self.where, e) from e
         except KeyError as e:  # zipfile's word for a member that is gone
             raise DataError("the array is not there any more", where=self.where) from e
 
@@ -179,29 +189,32 @@ class MappedArray:
         """The rows of each piece, copied out of the map."""
         mapped = self._map()
         for piece in pieces:
-            yield mapped[np.asarray(piece, np.intp)].astype(self.header.dtype, order="C", copy=False)
+            yield _copied(mapped, np.asarray(piece, np.intp), self.header)
+
+    def at(self, rows: NDArray[np.intp]) -> Array:
+        """Copies of the rows with these numbers, in any order."""
+        return _copied(self._kept_map, rows, self.header)
+
+    @cached_property
+    def _kept_map(self) -> Array:
+        return self._map()
 
     def _open(self) -> tuple[Header, int]:
         """Header, and the offset of the values in bytes."""
         try:
             with self.path.open("rb") as stream:
-                header = _read_header(stream, self.where)
+                header = read_header(stream, self.where)
                 offset = stream.tell()
-                _require_size(header, self.path.stat().st_size - offset, self.where)
+                require_size(header, self.path.stat().st_size - offset, self.where)
         except OSError as e:
-            raise _damaged(self.where, e) from e
+            raise damaged(self.where, e) from e
         return header, offset
 
     def _map(self) -> Array:
         header, offset = self._open()
         if header != self.header:
             raise DataError("the array changed while it was read", where=self.where)
-        if not prod(header.shape):
-            return np.empty(header.shape, header.stored_dtype)  # no bytes cannot be mapped
-        mapped = np.memmap(
-            self.path, header.stored_dtype, "r", offset, header.shape or (1,), "F" if header.fortran else "C"
-        )
-        return np.asarray(mapped).reshape(header.shape)
+        return _mapped(self.path, header, offset)
 
 
 def zipped_arrays(path: Path) -> dict[str, ZippedArray]:
@@ -215,7 +228,7 @@ def zipped_arrays(path: Path) -> dict[str, ZippedArray]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except _UNREADABLE as e:
+    except UNREADABLE as e:
         raise DataError(
             f"the file cannot be read as an .npz archive: {e}",
             where=str(path),
@@ -226,49 +239,22 @@ def zipped_arrays(path: Path) -> dict[str, ZippedArray]:
     return {name.removesuffix(".npy"): ZippedArray(path, name) for name in names if name.endswith(".npy")}
 
 
-def _read_header(stream: IO[bytes], where: str) -> Header:
-    try:
-        version = npy_format.read_magic(stream)
-        # Version 3 differs from 2 only in the names of structured fields, and no model takes structured arrays.
-        reader = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, stored = reader(stream)
-    except _UNREADABLE:
-        raise
-    except Exception as e:  # numpy parses the header as Python: damaged bytes raise half a dozen unrelated types
-        raise DataError(
-            f"the data cannot be read as a numpy array: {str(e).partition(chr(10))[0]}",
-            where=where,
-            want="an array written by numpy.save, numpy.savez or numpy.savez_compressed",
-        ) from e
-    if stored.hasobject:
-        raise DataError(
-            "pickled arrays are refused: loading one runs code that the file brings",
-            where=where,
-            got=f"dtype {stored}",
-            want="numbers, or text of fixed width",
-            fix="save it with a plain dtype: array.astype('float32'), or array.astype(str) for names",
-        )
-    return Header(stored.newbyteorder("="), tuple(shape), stored, fortran=bool(fortran) and len(shape) > 1)
+def _mapped(path: Path, header: Header, offset: int) -> Array:
+    """The values from ``offset`` on, in bytes, as they lie in the file."""
+    if not prod(header.shape):
+        return np.empty(header.shape, header.stored_dtype)  # no bytes cannot be mapped
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(header.shape, header.stored_dtype, mapped, offset, order="F" if header.fortran else "C")
 
 
-def _require_size(header: Header, got: int, where: str) -> None:
-    want = prod(header.shape) * header.stored_dtype.itemsize
-    if min(header.shape, default=0) < 0 or got < want:
-        raise DataError(
-            "the array is shorter than its header says",
-            where=where,
-            got=f"{got} bytes",
-            want=f"{want} bytes for {header.stored_dtype}[{','.join(map(str, header.shape))}]",
-            fix="check that the file was copied whole, or write it anew",
-        )
-
-
-def _damaged(where: str, error: Exception) -> DataError:
-    return DataError(
-        f"the data cannot be read: {error or type(error).__name__}",
-        where=where,
-        fix="check that the file was copied whole, or write it anew",
-    )
+def _copied(array: Array, rows: NDArray[np.intp], header: Header) -> Array:
+    """Copies of some rows in this machine's byte order."""
+    values = array[rows].astype(header.dtype, order="C", copy=False)
+    if isinstance(array.base, mmap.mmap):
+        # They stay in the system's cache, but no longer count as this process's memory.
+        array.base.madvise(mmap.MADV_DONTNEED)
+    return values
 
 
 def _content(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxshrink.core.report import Candidate, Metric, Outcome, Report
+from onnxshrink.verify.gain import SPARSE
 
 _MARKS: dict[Outcome, tuple[str, str]] = {
     "passed": ("passed", "green"),
@@ -32,6 +34,8 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console.print()
         console.print(_table(report, target, console.width, titled=len(targets) > 1))
     console.print(Text(_caption(report), style="dim"))
+    for line in _extents(report):
+        console.print(Text(line, style="dim"))
     _print_verdicts(report, console)
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
@@ -76,6 +80,23 @@ def _caption(report: Report) -> str:
     original = roles.get("original", "reference")
     drop = f"drop: {_task_metric(report)} lost against {original}; " if _task_metric(report) else ""
     return f"{drop}dB: SQNR, and vs reference: latency ratio with its 95% interval, both against reference; ms: median"
+
+
+def _extents(report: Report) -> Iterator[str]:
+    """Multiply-accumulates where the models differ in them, and compressed bytes where zeros make them tell."""
+    macs = {c.name: format_count(m.value) for c in report.candidates if (m := c.metric("macs")) and m.value is not None}
+    if len(set(macs.values())) > 1:
+        yield f"MACs of a sample: {_grouped(macs)}"
+    if any((m := c.metric("sparsity")) and (m.value or 0) >= SPARSE for c in report.candidates):
+        yield f"compressed: {_grouped({c.name: _bytes(c.metric('compressed_bytes')) for c in report.candidates})}"
+
+
+def _grouped(values: Mapping[str, str]) -> str:
+    """``teacher 2.1 M; fp32, int8 0.3 M``: names with the same value beside it once."""
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value, []).append(name)
+    return "; ".join(f"{', '.join(group)} {value}" for value, group in names.items() if value)
 
 
 def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
@@ -134,6 +155,15 @@ def format_bytes(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+def format_count(value: float) -> str:
+    """``12.3 M``: thousands and millions, three digits."""
+    for unit in ("", " k", " M"):
+        if value < 1000:
+            return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.2f} G"
 
 
 def _bytes(metric: Metric | None) -> str:

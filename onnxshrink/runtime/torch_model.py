@@ -1,7 +1,7 @@
 """Torch networks as data: entry point and arguments, pruning history, tensors. Nothing is ever unpickled into code.
 
 ```
-architecture.json      factory, args, digest of the factory's source, inputs, outputs, channels removed so far
+architecture.json      factory, args, digest of the factory's source, inputs, outputs, channels and weights pruned
 weights.safetensors    the state dict
 ```
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,6 +40,19 @@ _DYNAMIC_AXIS = 32  # length of a named axis other than the batch in example inp
 
 
 @dataclass(frozen=True, slots=True)
+class PruningPass:
+    """Cuts that were made on one network, and what its modules were told of them.
+
+    Attributes:
+        cuts: In the order they were made.
+        attributes: Whole numbers that modules hold beside their weights, such as ``block.num_heads``, by dotted name.
+    """
+
+    cuts: tuple[Cut, ...]
+    attributes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """All of a network but its weights.
 
@@ -49,7 +62,8 @@ class Architecture:
         source: sha256 of the factory's source, so that changed code gives another artifact.
         inputs: Inputs in the order of ``forward``.
         outputs: Names of the outputs in ONNX, or None for the exporter's.
-        pruning: One entry for each pruning pass, each a list of cuts in the order they were made.
+        pruning: One entry for each pruning pass, in the order they were made.
+        sparse: Names of the parameters whose single weights were pruned: their zeros stay zero in every training.
     """
 
     factory: str
@@ -57,7 +71,8 @@ class Architecture:
     source: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...] | None = None
-    pruning: tuple[tuple[Cut, ...], ...] = ()
+    pruning: tuple[PruningPass, ...] = ()
+    sparse: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: FactorySource) -> Architecture:
@@ -65,9 +80,9 @@ class Architecture:
         digest = source_digest(settings.factory)
         return cls(settings.factory, settings.args, digest, settings.specs, settings.outputs)
 
-    def pruned(self, cuts: Sequence[Cut]) -> Architecture:
+    def pruned(self, done: PruningPass) -> Architecture:
         """This architecture after one more pruning pass."""
-        return replace(self, pruning=(*self.pruning, tuple(cuts)))
+        return replace(self, pruning=(*self.pruning, done))
 
     def to_json(self) -> str:
         """Text with sorted keys: the same architecture gives the same bytes."""
@@ -83,7 +98,11 @@ class Architecture:
             source=value["source"],
             inputs=tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in value["inputs"]),
             outputs=tuple(value["outputs"]) if value["outputs"] is not None else None,
-            pruning=tuple(tuple((name, out, tuple(at)) for name, out, at in cuts) for cuts in value["pruning"]),
+            pruning=tuple(
+                PruningPass(tuple((name, out, tuple(at)) for name, out, at in done["cuts"]), done["attributes"])
+                for done in value["pruning"]
+            ),
+            sparse=tuple(value["sparse"]),
         )
 
 
@@ -117,7 +136,8 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, Architecture]:
     """Build the network of an artifact of kind ``torch``: factory, then its pruning history, then its weights.
 
     Returns:
-        The module in eval mode on the CPU, and its architecture.
+        The module in eval mode on the CPU, and its architecture. Whoever trains it keeps the zeros of its sparse
+        parameters.
 
     Raises:
         ModelError: The factory fails, or its network no longer fits the weights.
@@ -125,6 +145,8 @@ def load_network(artifact: Artifact) -> tuple[nn.Module, Architecture]:
     architecture = read_architecture(artifact)
     network = build_network(architecture)
     load_weights(network, artifact.path / WEIGHTS_FILE)
+    for name in architecture.sparse:
+        hold_zeros(network.get_parameter(name))
     return network, architecture
 
 
@@ -162,11 +184,30 @@ def build_network(architecture: Architecture, *, seed: int = 0) -> nn.Module:
             want="a torch.nn.Module",
         )
     network = network.cpu().eval()
-    for cuts in architecture.pruning:
-        with traceable(network):
-            graph = dependency_graph(network, example_inputs(architecture.inputs, 2))
-            graph.load_pruning_history([[name, out, list(at)] for name, out, at in cuts])
+    for done in architecture.pruning:
+        prune_network(network, architecture.inputs, done)
     return network
+
+
+def prune_network(network: nn.Module, specs: Sequence[TensorSpec], done: PruningPass) -> None:
+    """Make the cuts of one pass, in place. The only way channels are ever removed, so that history replays exactly."""
+    with traceable(network):
+        graph = dependency_graph(network, example_inputs(specs, 2))
+        graph.load_pruning_history([[name, out, list(at)] for name, out, at in done.cuts])
+    for name, value in done.attributes.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(module), attribute, value)
+
+
+def hold_zeros(parameter: nn.Parameter) -> None:
+    """Let no gradient reach the elements that are zero: those that are pruned stay so in training.
+
+    Gradients are enough. A weight of zero whose gradients were all zero is left at zero by SGD and AdamW, by their
+    momentum, by weight decay and by averages of the weights. The mask is the weights themselves, so there is none to
+    store, to move to a device or to go on from.
+    """
+    if parameter.requires_grad:
+        parameter.register_hook(lambda gradient: gradient * (parameter != 0))  # type: ignore[no-untyped-call]
 
 
 def run_network(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from onnxshrink.config.stages import (
     Finetune,
     Optimize,
     PruneChannels,
+    PruneWeights,
     QuantizeDynamic,
     QuantizeMixed,
     QuantizeStatic,
@@ -41,6 +42,10 @@ def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912  one arm for each s
             from onnxshrink.stages.prune_channels import prune_channels
 
             return partial(prune_channels, stage)
+        case PruneWeights():
+            from onnxshrink.stages.prune_weights import prune_weights
+
+            return partial(prune_weights, stage)
         case Finetune():
             from onnxshrink.stages.finetune import finetune
 

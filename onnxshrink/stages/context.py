@@ -27,6 +27,9 @@ class Context:
         events: Listener for progress and warnings.
         open: Memoized: a model source to its artifact.
         derive: Memoized: run another stage on an artifact and take its result.
+        scratch: A folder, not yet made, for what a killed run can go on from. It belongs to the step's memo key, so all
+            that can change the result is the same in the run that finds it; it is removed when the step is done. None
+            where nothing is kept.
     """
 
     step: str
@@ -35,6 +38,7 @@ class Context:
     events: Events
     open: Callable[[ModelSource], Artifact]
     derive: Callable[[AnyStage, Artifact], Artifact]
+    scratch: Path | None = None
 
     def reader(
         self, role: Role, specs: Sequence[TensorSpec], *, batch_size: int = 16, labels: bool = False

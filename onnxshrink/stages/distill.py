@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-from torch.nn import functional
+import torch
+from torch import nn
 
 from onnxshrink.config.source import FactorySource, InputSettings
-from onnxshrink.config.stages import Distill, Finetune, Teacher
+from onnxshrink.config.stages import Distill, Finetune
+from onnxshrink.config.training import EntryLoss, LabelLoss, Learning, Task, Teacher
 from onnxshrink.core.artifact import Artifact, Facts
-from onnxshrink.core.errors import ModelError
-from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import count_parameters, load_network, read_architecture, save_network
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.training import predict, read_samples, train
+from onnxshrink.stages.features import observe
+from onnxshrink.stages.learner import Student, Teachers
+from onnxshrink.stages.samples import read_samples
+from onnxshrink.stages.tasks import require_labels
+from onnxshrink.stages.training import train
 
 
 def distill(settings: Distill, source: Artifact, out: Path, ctx: Context) -> Facts:
     """Train the network of ``source`` towards the teacher's outputs, and towards the labels where there are any.
 
     Raises:
-        ModelError: The teacher cannot be built, or its logits do not fit the student's.
+        ModelError: The teacher cannot be built, or something that is compared does not fit the student's.
         DataError: The samples or labels do not fit.
         TrainingError: The loss is not finite.
     """
@@ -29,63 +32,62 @@ def distill(settings: Distill, source: Artifact, out: Path, ctx: Context) -> Fac
 
 
 def learn(settings: Distill | Finetune, source: Artifact, out: Path, ctx: Context) -> Facts:
-    """What `distill` and `finetune` share: training on a teacher's logits, on labels, or on both.
-
-    The teacher sees every sample once, before the training: nothing changes the samples from epoch to epoch.
-    """
-    teacher, alpha = (settings.teacher, settings.alpha) if settings.teacher is not None else (None, 0.0)
+    """What `distill` and `finetune` share: the network is built, taught and saved."""
     network, architecture = load_network(source)
-    samples = read_samples(
-        ctx, architecture.inputs, labels="needed" if teacher is None else "wanted" if alpha < 1.0 else "unused"
-    )
-    before = predict(network, samples)
-    labels = samples.labels
-    if labels is not None:
-        check_labels(labels.numpy(), n_samples=len(labels), n_classes=before.shape[1], where=samples.where)
-    facts: Facts = {"samples": len(samples), "parameters": count_parameters(network)}
-    taught: Tensor | None = None
-    if teacher is not None:
-        taught = predict(load_network(teacher_of(teacher, source, ctx))[0], samples)
-        if taught.shape != before.shape:
-            raise ModelError(
-                "the teacher's logits do not fit the student's",
-                where=teacher.factory,
-                got=f"{taught.shape[1]} logits",
-                want=f"{before.shape[1]}, as the student has",
-                fix="give both the same number of classes in `args`",
-            )
-        if labels is None and alpha < 1.0:
-            alpha = 1.0
-            facts["declined"] = ["labels: data.train has none, so the teacher has all the weight"]
-        facts |= {"alpha": alpha, "temperature": settings.temperature}
-
-    def loss(logits: Tensor, chosen: Tensor) -> Tensor:
-        value = logits.new_zeros(())
-        if taught is not None and alpha > 0.0:
-            value = value + alpha * softened_divergence(logits, taught[chosen], settings.temperature)
-        if labels is not None and alpha < 1.0:
-            value = value + (1.0 - alpha) * functional.cross_entropy(
-                logits, labels[chosen], label_smoothing=settings.label_smoothing
-            )
-        return value
-
-    facts["epochs"] = train(network, samples, loss, settings, ctx)
-    after = predict(network, samples)
-    if labels is not None:
-        facts["train_accuracy"] = _agreement(after, labels)
-    if taught is not None:
-        facts["teacher_agreement"] = _agreement(after, taught.argmax(1))
+    facts = teach(network, settings, source, ctx)
     save_network(network, architecture, out)
     return facts
 
 
-def teacher_of(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
-    """The teacher of the network of ``source``, trained from labels first if the config says so. Memoized.
+def teach(network: nn.Module, settings: Learning, source: Artifact, ctx: Context, *, part: str = "training") -> Facts:
+    """Train a network in place from teachers, from labels, or from both.
+
+    Args:
+        network: What to train.
+        settings: The task, the teachers, the losses and the training.
+        source: The artifact that the network was built from; its inputs are those of network and teachers.
+        ctx: The run.
+        part: See `train`.
+
+    Raises:
+        ModelError: A teacher cannot be built, or something that is compared does not fit the network's.
+        DataError: The samples or labels do not fit.
+        TrainingError: The loss is not finite.
+    """
+    losses = settings.terms
+    wanted = any(loss.needs_labels or isinstance(loss, EntryLoss) for loss in losses)
+    samples = read_samples(
+        ctx,
+        read_architecture(source).inputs,
+        labels="needed" if settings.needs_labels else "wanted" if wanted else "unused",
+    )
+    facts: Facts = {"samples": len(samples), "parameters": count_parameters(network)}
+    if samples.labels is None and any(isinstance(loss, LabelLoss) for loss in losses):
+        losses = tuple(loss for loss in losses if not isinstance(loss, LabelLoss))
+        facts["declined"] = ["labels: data.train has none, so the other losses have all the weight"]
+    given = [load_network(teacher_of(teacher, source, ctx, settings.task))[0] for teacher in settings.teachers]
+    teachers = Teachers(given) if given else None
+    example = samples.take(torch.arange(2))
+    student = Student(network, losses, settings.task, example, teachers=teachers, seed=ctx.seed)
+    if samples.labels is not None and any(loss.needs_labels for loss in losses):
+        with torch.no_grad():
+            answer = observe(network, example.inputs).outputs[0]
+        require_labels(samples.labels, answer, settings.task, where=samples.where)
+    if teachers is not None:
+        facts["teacher_runs"] = "once" if student.keep(samples) else "on every batch"
+    facts["losses"] = [loss.model_dump(mode="json") for loss in losses]
+    facts |= train(student, samples, settings, ctx, part=part)
+    return facts | student.figures(samples)
+
+
+def teacher_of(teacher: Teacher, source: Artifact, ctx: Context, task: Task = "classification") -> Artifact:
+    """A teacher of the network of ``source``, trained from labels first if the config says so. Memoized.
 
     Args:
         teacher: Its settings; the names of its inputs and outputs are the student's.
         source: The student.
         ctx: The run.
+        task: What both are for.
     """
     student = read_architecture(source)
     inputs = {
@@ -93,23 +95,4 @@ def teacher_of(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
     }
     named = {"inputs": inputs, "outputs": student.outputs}
     given = ctx.open(FactorySource(factory=teacher.factory, args=teacher.args, weights=teacher.weights, **named))
-    return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump()), given)
-
-
-def softened_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(softmax(taught / T) || softmax(logits / T))``, the mean over the batch.
-
-    Args:
-        logits: The student's, ``(batch, classes)``.
-        taught: The teacher's, of the same shape.
-        temperature: ``T``, above 0; its square keeps the gradient's size as ``T`` grows.
-
-    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
-    """
-    student = functional.log_softmax(logits / temperature, dim=1)
-    teacher = functional.log_softmax(taught / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-def _agreement(logits: Tensor, classes: Tensor) -> float:
-    return round(float((logits.argmax(1) == classes).double().mean()), 6)
+    return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump(), task=task), given)

@@ -1,21 +1,83 @@
-"""Fine-tuning: further training, usually to recover what pruning cost."""
+"""Fine-tuning: further training, to recover what pruning cost, or so that quantization costs little."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from onnxshrink.config.stages import Finetune
 from onnxshrink.core.artifact import Artifact, Facts
+from onnxshrink.runtime.torch_model import count_parameters, load_network, run_network, save_network
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.distill import learn
+from onnxshrink.stages.samples import TrainingBatch, read_samples
+from onnxshrink.stages.simulate import Scheme, simulated
+from onnxshrink.stages.training import Learner, train
+
+_OBSERVED_SAMPLES = 64  # evenly spaced: what the ranges of activations come from
+_BATCH = 8
 
 
 def finetune(settings: Finetune, source: Artifact, out: Path, ctx: Context) -> Facts:
-    """Train the network of ``source`` from labels alone, or against a teacher as `distill` does.
+    """Train the network of ``source`` further.
+
+    From labels alone, or against a teacher as `distill` does; where the settings simulate quantization, from the
+    network as it was, on the calibration samples.
 
     Raises:
         ModelError: The teacher cannot be built, or its logits do not fit.
         DataError: The samples do not fit, or have no labels and there is no teacher.
         TrainingError: The loss is not finite.
     """
-    return learn(settings, source, out, ctx)
+    if settings.simulate is None:
+        return learn(settings, source, out, ctx)
+    return _prepare(settings, settings.simulate, source, out, ctx)
+
+
+class Faithful(Learner):
+    """A network that learns to say what it said before.
+
+    Args:
+        network: What to train.
+        original: The network as it was, in eval mode; it is not trained.
+    """
+
+    def __init__(self, network: nn.Module, original: nn.Module) -> None:
+        super().__init__(network)
+        self._original = (original,)  # in a tuple: no module of this one, whose parameters would be trained
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Noise as a share of the signal, the mean over all floating outputs: ``sum (y - x)^2 / sum x^2``."""
+        with torch.no_grad():
+            wanted = run_network(*self._original, batch.inputs)
+        given = run_network(self.network, batch.inputs)
+        shares = [
+            (y - x).square().sum() / x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+            for y, x in zip(given, wanted, strict=True)
+            if x.is_floating_point()
+        ]
+        return {"noise": torch.stack(shares).mean()}
+
+
+def _prepare(settings: Finetune, scheme: Scheme, source: Artifact, out: Path, ctx: Context) -> Facts:
+    """Train the weights so that they survive rounding: without labels, towards the float network's own outputs."""
+    network, architecture = load_network(source)
+    original, _ = load_network(source)
+    samples = read_samples(ctx, architecture.inputs, labels="unused", role="calibration")
+    observed = torch.linspace(0, len(samples) - 1, min(_OBSERVED_SAMPLES, len(samples)), dtype=torch.float64).long()
+    batches = [samples.take(rows).inputs for rows in torch.split(observed, _BATCH)]
+    with simulated(network, scheme, batches) as simulation:
+        facts: Facts = {
+            "samples": len(samples),
+            "parameters": count_parameters(network),
+            "simulated": scheme.kind,
+            "rounded_activations": simulation.activations,
+            "folded_batch_norms": simulation.folded,
+        }
+        if scheme.exclude_nodes:
+            facts["declined"] = "exclude_nodes: they are names in ONNX, so what they name was rounded in training"
+        facts |= train(Faithful(network, original), samples, settings, ctx)
+    save_network(network, architecture, out)
+    return facts

@@ -16,19 +16,20 @@ from onnxshrink.config.data import DataRoles, Role
 from onnxshrink.config.source import ModelSource, OnnxSource
 from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_file, digest_json
-from onnxshrink.core.errors import DependencyError
+from onnxshrink.core.errors import DependencyError, ShrinkError
 from onnxshrink.core.events import Events
 from onnxshrink.core.machine import processor_features, versions
 from onnxshrink.core.report import Step
 from onnxshrink.core.store import Entry, Store
 from onnxshrink.runtime.isa import detect_isa
+from onnxshrink.runtime.processes import Team
 from onnxshrink.stages import work_of
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.source import open_source
 
 _ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
-_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim")
-_TORCH_LIBRARIES = ("numpy", "safetensors", "torch", "torch-pruning")
+_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "pillow")
+_TORCH_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch", "torch-pruning")
 
 
 class Memo:
@@ -42,14 +43,17 @@ class Memo:
         data: Every data role of the config; a stage sees those it declares.
         seed: Seed of everything random.
         events: Listener for progress.
+        team: This process's part, where there are several.
     """
 
-    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events) -> None:
+    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events, team: Team | None = None) -> None:
         self._store = store
         self._data = data
         self._seed = seed
         self._events = events
+        self._team = team
         self._steps: dict[Digest, tuple[Step, Artifact]] = {}
+        self._failures: dict[Digest, ShrinkError] = {}
         self._sources: dict[str, Any] = {}
         self._data_keys: dict[Role, Any] = {}
 
@@ -102,9 +106,11 @@ class Memo:
 
         def work(folder: Path) -> Facts:
             require_torch({stage.takes, stage.gives}, stage.kind)
-            return work_of(stage)(artifact, folder, self.context(name, roles))
+            return work_of(stage)(artifact, folder, self.context(name, roles, self._store.partial(digest)))
 
-        return self.once(name, stage.kind, key, stage.gives, work, uses={stage.takes, stage.gives})
+        uses: set[Kind] = {stage.takes, stage.gives}
+        digest = _digest(stage.kind, key, stage.gives, uses)
+        return self.once(name, stage.kind, key, stage.gives, work, uses=uses, trains=stage.trains)
 
     def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
         """Run ``stages`` one after the other.
@@ -117,7 +123,7 @@ class Memo:
             results.append(self.derive(stage, results[-1], prefix + stage.kind))
         return results
 
-    def context(self, step: str, roles: Iterable[Role]) -> Context:
+    def context(self, step: str, roles: Iterable[Role], scratch: Path | None = None) -> Context:
         """What a stage may see of the run."""
         return Context(
             step=step,
@@ -126,6 +132,7 @@ class Memo:
             events=self._events,
             open=lambda source: self.open(source, f"{step} ▸ source"),
             derive=lambda stage, artifact: self.derive(stage, artifact, f"{step} ▸ {stage.kind}"),
+            scratch=scratch,
         )
 
     def data_key(self, role: Role) -> Any:
@@ -136,9 +143,19 @@ class Memo:
         return self._data_keys[role]
 
     def once(
-        self, name: str, kind: str, key: dict[str, Any], gives: Kind, work: Callable[[Path], Facts], *, uses: set[Kind]
+        self,
+        name: str,
+        kind: str,
+        key: dict[str, Any],
+        gives: Kind,
+        work: Callable[[Path], Facts],
+        *,
+        uses: set[Kind],
+        trains: bool = False,
     ) -> Artifact:
         """Look ``key`` up in this run, then in the store, and do ``work`` only where neither has it.
+
+        What failed once in this run is not tried again.
 
         Args:
             name: The step's name in the report.
@@ -148,20 +165,29 @@ class Memo:
             work: Fills a folder.
             uses: Kinds of model that are worked on; they decide which libraries' versions count. What is measured on
                 a model counts the processor as well.
+            trains: True if several processes share the work.
         """
-        digest = digest_json(
-            key
-            | {"kind": kind, "code": _code(), "libraries": _libraries(uses)}
-            | ({"processor": processor_features()} if gives == "evidence" else {})
-        )
-        if digest in self._steps:
+        digest = _digest(kind, key, gives, uses)
+
+        def run(work: Callable[[Path], Facts]) -> Artifact:
+            if digest not in self._steps:
+                self._record(digest, name, kind, self._find_or_make(digest, name, gives, work))
             return self._steps[digest][1]
-        entry = self._store.find(digest, gives)
-        if entry is None:
-            self._events.started(name)
-            entry = self._store.make(digest, gives, work, time.perf_counter)
-        self._record(digest, name, kind, entry)
-        return entry.artifact
+
+        return run(work) if self._team is None else self._team.step(digest, name, trains=trains, work=work, run=run)
+
+    def _find_or_make(self, key: Digest, name: str, gives: Kind, work: Callable[[Path], Facts]) -> Entry:
+        if key in self._failures:
+            raise self._failures[key]
+        entry = self._store.find(key, gives)
+        if entry is not None:
+            return entry
+        self._events.started(name)
+        try:
+            return self._store.make(key, gives, work, time.perf_counter)
+        except ShrinkError as e:
+            self._failures[key] = e
+            raise
 
     def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
         seconds = round(entry.seconds, 3)
@@ -171,20 +197,31 @@ class Memo:
 
 
 def require_torch(kinds: set[Kind], what: str) -> None:
-    """Raise where a step needs torch and it is not installed.
+    """Raise where a step needs torch and what belongs to it, and they are not installed.
 
     Raises:
-        DependencyError: torch, torch-pruning or safetensors is missing.
+        DependencyError: One of them is missing.
     """
     if "torch" not in kinds:
         return
-    for module, package in (("torch", "torch"), ("torch_pruning", "torch-pruning"), ("safetensors", "safetensors")):
+    for module in ("torch", "torch_pruning", "safetensors", "accelerate"):
+        package = module.replace("_", "-")
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
                 f"{what!r} needs torch, and {package!r} is not installed",
                 want="the torch extra",
-                fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors",
+                fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors "
+                "accelerate",
             )
+
+
+def _digest(kind: str, key: dict[str, Any], gives: Kind, uses: set[Kind]) -> Digest:
+    """What a step is remembered under."""
+    return digest_json(
+        key
+        | {"kind": kind, "code": _code(), "libraries": _libraries(uses)}
+        | ({"processor": processor_features()} if gives == "evidence" else {})
+    )
 
 
 @cache

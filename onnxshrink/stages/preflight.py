@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import Distill, Finetune, StaticQuantization
+from onnxshrink.config.stages import PruneChannels, Stage, StaticQuantization
+from onnxshrink.config.training import EntryLoss, Learning
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
@@ -33,7 +36,8 @@ def preflight(config: RunConfig) -> None:
         require_batch(target, specs, where="the model")
     for role in dict.fromkeys(role for stage in stages for role in (*stage.needs, *stage.uses)):
         if settings := config.data.of(role):
-            open_reader(settings, specs)
+            is_learned = role == "train" and any(learning.needs_labels for learning in _learnings(stages))
+            open_reader(settings, specs, labels=is_learned)
     if config.data.evaluation is not None:
         open_reader(config.data.evaluation, specs, labels=config.data.evaluation.metric is not None)
 
@@ -58,9 +62,17 @@ def _refuse_misfits(config: RunConfig) -> None:
 def _entries(config: RunConfig) -> list[str]:
     """Every entry point that the config names."""
     entries = [config.model.factory] if isinstance(config.model, FactorySource) else []
-    for _, chain in config.branches():
-        teachers = (stage.teacher for stage in chain if isinstance(stage, (Distill, Finetune)))
-        entries += [teacher.factory for teacher in teachers if teacher is not None]
+    for learning in _learnings(stage for _, chain in config.branches() for stage in chain):
+        entries += [teacher.factory for teacher in learning.teachers]
+        entries += [loss.entry for loss in learning.losses if isinstance(loss, EntryLoss)]
     roles = (config.data.train, config.data.calibration, config.data.evaluation)
     entries += [data.entry for data in roles if isinstance(data, EntryData)]
     return list(dict.fromkeys(entries))
+
+
+def _learnings(stages: Iterable[Stage]) -> Iterator[Learning]:
+    """The stages that train, and the training inside others."""
+    for stage in stages:
+        learning = stage.finetune if isinstance(stage, PruneChannels) else stage
+        if isinstance(learning, Learning):
+            yield learning

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -112,17 +112,26 @@ def audit(
     return Coverage(rows, find_islands(graph, {node.output[0]: row for node, row in zip(counted, rows, strict=True)}))
 
 
-def coverage_metric(path: Path, target: Target, batch: Batch) -> Metric:
-    """``integer_coverage`` of a quantized model on a target, with its largest float island as the note.
+def work_metrics(path: Path, target: Target, batch: Batch, *, quantized: bool) -> tuple[Metric, Metric]:
+    """``macs`` and ``integer_coverage`` of a model on a target; the coverage has its largest float island as the note.
 
     A model whose optimized graph cannot be read back has no value: the audit must not stop what ONNX Runtime can run.
+
+    Args:
+        path: The ``.onnx`` file.
+        target: Where it runs.
+        batch: One inference's inputs, whose multiply-accumulates are counted.
+        quantized: Whether any of it is meant to run in integers; else the coverage is 0 without a cause.
     """
+    float_share = Metric("integer_coverage", 0.0, "ratio", target=target.name)
     try:
         coverage = audit(path, target, batch=batch)
     except ModelError as e:
-        return Metric("integer_coverage", None, "ratio", target=target.name, note=e.what)
+        macs = Metric("macs", None, "count", target=target.name, note=e.what)
+        return macs, replace(float_share, value=None, note=e.what) if quantized else float_share
     note = coverage.note if coverage.macs else "the model has no multiply-accumulates"
-    return Metric("integer_coverage", coverage.ratio, "ratio", target=target.name, note=note)
+    macs = Metric("macs", float(coverage.macs), "count", target=target.name)
+    return macs, replace(float_share, value=coverage.ratio, note=note) if quantized else float_share
 
 
 def _computes(node: onnx.NodeProto, dtypes: Mapping[str, str]) -> bool:

@@ -25,7 +25,7 @@ from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
-from onnxshrink.verify.coverage import coverage_metric
+from onnxshrink.verify.coverage import work_metrics
 from onnxshrink.verify.drift import measure_drift
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
@@ -59,7 +59,7 @@ def measure_quality(
     config: RunConfig,
     events: Events,
 ) -> Quality:
-    """Footprint, and on each target integer coverage, drift from the reference (variants only) and accuracy.
+    """Footprint, and on each target MACs, integer coverage, drift from the reference (variants only) and accuracy.
 
     Equal arguments give equal results on one machine.
 
@@ -78,8 +78,7 @@ def measure_quality(
         ProviderError: A target's provider is not there.
     """
     metrics, scores = list(measure_footprint(artifact.model_path)), {}
-    if role != "original":
-        metrics += _coverage(artifact, reference, config)
+    metrics += _work(artifact, reference, config)
     data = config.data.evaluation
     if data is None:
         return Quality(tuple(metrics))
@@ -181,14 +180,17 @@ def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: i
     }
 
 
-def _coverage(artifact: Artifact, reference: Artifact, config: RunConfig) -> list[Metric]:
-    """Integer coverage on each target, with the shapes of one sample."""
+def _work(artifact: Artifact, reference: Artifact, config: RunConfig) -> list[Metric]:
+    """Multiply-accumulates and integer coverage on each target, with the shapes of one sample."""
     model = load_model(artifact.model_path)
-    if not is_quantized(model):
-        return [Metric("integer_coverage", 0.0, "ratio", target=target.name) for target in config.targets]
+    quantized = is_quantized(model)
     inputs = match_inputs(input_specs(load_model(reference.model_path)), input_specs(model), where=str(artifact.path))
     batch = inputs.feed(latency_batch(config, inputs.specs, 1), where=str(artifact.path))
-    return [coverage_metric(artifact.model_path, target, batch) for target in config.targets]
+    return [
+        metric
+        for target in config.targets
+        for metric in work_metrics(artifact.model_path, target, batch, quantized=quantized)
+    ]
 
 
 def _shared_inputs(artifact: Artifact, reference: Artifact, target: Target) -> tuple[TensorSpec, ...]:

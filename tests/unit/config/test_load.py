@@ -54,6 +54,41 @@ def refused(folder: Path, text: str, *overrides: str) -> ConfigError:
     return caught.value
 
 
+IMAGES = """\
+model: {onnx: nets.py}
+data:
+  calibration:
+    images: pets
+    steps:
+      - {resize: 8}
+      - normalize: {mean: [0.5], std: [0.5]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "where", "fix"),
+    [
+        ("{resize: 8}", "{resise: 8}", "unknown step 'resise'", "6  data.calibration.steps[0]", "mean 'resize'?"),
+        ("mean: [0.5]", "meen: [0.5]", "unknown option 'meen'", "steps[1].normalize.meen", "mean 'mean'?"),
+        ("{resize: 8}", "{resize: big}", "'big'", "6  data.calibration.steps[0].resize", ""),
+        ("{resize: 8}", "crop", "the value is wrong", "6  data.calibration.steps[0]", ""),
+        ("images: pets", "images: pest", "'pest'", "4  data.calibration.images", "relative paths"),
+        ("images: pets", "images: pets\n    labels: folder", "folder", "5  data.calibration.labels", "relative paths"),
+        ("{resize: 8}", "{flip: 0.5}", "acts at random", "6  data.calibration.steps[0]", "crop in place of"),
+        ("{resize: 8}", "{resize: 8}\n      - normalize: {mean: [0.5], std: [0.5]}", "is not the last step", "3", ""),
+    ],
+)
+def test_wrong_images_are_refused_like_the_rest(
+    folder: Path, old: str, new: str, what: str, where: str, fix: str
+) -> None:
+    """Steps are named in a list; a mistake in one is told where it stands."""
+    (folder / "pets").mkdir()
+    load_config(write(folder, IMAGES))
+    error = refused(folder, IMAGES.replace(old, new))
+    errors = error.errors if isinstance(error, ConfigErrors) else (error,)
+    assert [e for e in errors if what in str(e) and where in (e.where or "") and fix in (e.fix or "")], str(error)
+
+
 def test_a_good_config_loads_with_its_defaults(folder: Path) -> None:
     """The common case needs a dozen lines; the rest has defaults, and the run is named after the file."""
     config = load_config(write(folder, GOOD))
@@ -97,7 +132,7 @@ def test_a_typo_is_refused_with_its_line_and_a_suggestion(
         ("epochs: 8", "epochs: 2.5", "a whole number"),
         ("epochs: 8", "epochs: 0", "greater than 0"),
         ("pruning_ratio: 0.3", "pruning_ratio: 1.5", "less than 1"),
-        ("{kind: prune_channels, pruning_ratio: 0.3}", "{kind: prune_channels}", "'pruning_ratio' is missing"),
+        ("{kind: prune_channels, pruning_ratio: 0.3}", "{kind: prune_channels}", "there is no target"),
         ("npz: d.npz, split", "npz: missing.npz, split", "there is nothing at"),
         ("factory: nets:build", "factory: nets.build", "package.module:callable"),
         ("pruning_ratio: 0.3", "pruning_ratio: some", "want   a number"),

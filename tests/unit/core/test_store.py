@@ -301,3 +301,32 @@ def test_memos_are_readable_json(store: Store) -> None:
     made = store.make(KEY, "onnx", work, clock())
     memo = json.loads((store.root / "memo" / f"{KEY}.json").read_text())
     assert memo == {"object": made.artifact.digest, "facts": made.facts, "seconds": 1.5}
+
+
+def test_half_done_work_is_kept_until_it_is_done(store: Store) -> None:
+    """A folder of its own for each key: it outlives a failure and the next run's sweep, not the result."""
+    place = store.partial(KEY)
+    assert not place.exists()
+    assert place != store.partial(Digest("j" * 64))
+
+    def half(_: Path) -> Facts:
+        place.mkdir(parents=True)
+        (place / "half").write_bytes(b"x")
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        store.make(KEY, "onnx", half, clock())
+    assert [path.name for path in Store(store.root).partial(KEY).iterdir()] == ["half"]
+    store.make(KEY, "onnx", work, clock())
+    assert not place.exists()
+
+
+def test_half_done_work_that_nobody_needs_is_swept(store: Store) -> None:
+    """Left by a run that was killed just after the result was kept, or not used for a month."""
+    store.make(KEY, "onnx", work, clock())
+    old, new = Digest("o" * 64), Digest("n" * 64)
+    for key in (KEY, old, new):
+        store.partial(key).mkdir(parents=True)
+    os.utime(store.partial(old), (0, 0))
+    Store(store.root)
+    assert [store.partial(key).exists() for key in (KEY, old, new)] == [False, False, True]

@@ -212,8 +212,8 @@ def test_arrays_of_one_batch_must_agree(opened: Any) -> None:
     ("make", "what"),
     [
         (lambda: 3, "returned something that is no reader"),
-        (lambda: [(np.zeros((1, 2)), 1)], "batch 0 is no mapping"),
-        (lambda: {"x": np.zeros((1, 2))}, "batch 0 is no mapping"),
+        (lambda: [(np.zeros((1, 2)), 1, 2)], "batch 0 is neither a mapping"),
+        (lambda: {"x": np.zeros((1, 2))}, "batch 0 is neither a mapping"),
         (list, "there are no samples"),
         (lambda: [{"x": np.zeros((0, 2), np.float32)}], "there are no samples"),
         (lambda: [{"y": np.zeros((1, 2), np.float32)}], "an array 'y' that is no input"),

@@ -17,6 +17,7 @@ from onnxshrink.core.errors import ModelError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime.torch_model import (
     Architecture,
+    PruningPass,
     build_network,
     count_macs,
     count_parameters,
@@ -57,8 +58,8 @@ np.savez(sys.argv[2], *[output.detach().numpy() for output in outputs])
 
 def test_an_architecture_survives_its_text() -> None:
     """What is written is what is read, pruning history included."""
-    cuts = [("0", True, (1, 3)), ("3", False, (0,))]
-    architecture = Architecture.of(source("convolutions", args={"width": 4})).pruned(cuts)
+    done = PruningPass((("0", True, (1, 3)), ("3", False, (0,))), {"block.heads": 2})
+    architecture = Architecture.of(source("convolutions", args={"width": 4})).pruned(done)
     assert Architecture.from_json(architecture.to_json()) == architecture
 
 

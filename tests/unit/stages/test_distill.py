@@ -1,63 +1,29 @@
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch.nn import functional
 from torch_models import Bench, convolutions, digits_like, source
 
-from onnxshrink.config.stages import Distill, Teacher, Training
+from onnxshrink.config.stages import Distill
+from onnxshrink.config.training import LabelLoss, SoftenedKl, Teacher, Training
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.runtime.torch_model import load_network
-from onnxshrink.stages.distill import softened_divergence, teacher_of
-from onnxshrink.stages.training import predict, read_samples
+from onnxshrink.stages.distill import teacher_of
+from onnxshrink.stages.samples import read_samples
 
 TRAINED = Teacher(factory="torch_models:convolutions", train=Training(epochs=8, batch_size=8, learning_rate=0.01))
-LOGITS = st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=1, max_size=4)
-
-
-def softmax(row: list[float], temperature: float) -> list[float]:
-    """By the definition."""
-    powers = [math.exp(value / temperature) for value in row]
-    return [power / sum(powers) for power in powers]
-
-
-@settings(derandomize=True, deadline=None, max_examples=60)
-@given(LOGITS, st.floats(0.5, 10))
-def test_the_softened_divergence_is_hintons(rows: list[list[float]], temperature: float) -> None:
-    """Against plain Python: T² times the mean over the batch of sum p · log(p / q)."""
-    shifted = [[value * 0.5 + index for index, value in enumerate(row)] for row in rows]
-    expected = 0.0
-    for student, teacher in zip(shifted, rows, strict=True):
-        q, p = softmax(student, temperature), softmax(teacher, temperature)
-        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / len(rows)
-    found = softened_divergence(torch.tensor(shifted).double(), torch.tensor(rows).double(), temperature)
-    assert float(found) == pytest.approx(temperature**2 * expected, rel=1e-5, abs=1e-5)
-    assert float(softened_divergence(torch.tensor(rows), torch.tensor(rows), temperature)) == pytest.approx(0, abs=1e-5)
-
-
-def test_the_divergence_is_that_of_torch() -> None:
-    """The same number as `kl_div` on probabilities."""
-    student, teacher = (
-        torch.randn(5, 7, generator=torch.manual_seed(2)),
-        torch.randn(5, 7, generator=torch.manual_seed(3)),
-    )
-    expected = 9 * functional.kl_div((student / 3).log_softmax(1), (teacher / 3).softmax(1), reduction="batchmean")
-    torch.testing.assert_close(softened_divergence(student, teacher, 3.0), expected)
 
 
 def test_a_student_learns_its_teachers_answers(tmp_path: Path) -> None:
     """With and without labels; without them the teacher has all the weight, and the facts say so."""
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz"))
-    settings = Distill(teacher=TRAINED, epochs=12, batch_size=8, learning_rate=0.01, alpha=0.5)
+    settings = Distill(teacher=TRAINED, epochs=12, batch_size=8, learning_rate=0.01)
     student = bench.open(source("convolutions", args={"width": 4}))
     bench.run(settings, student)
     assert bench.facts["teacher_agreement"] >= 0.9
     assert bench.facts["train_accuracy"] >= 0.9
-    assert bench.facts["alpha"] == 0.5
+    assert [loss["kind"] for loss in bench.facts["losses"]] == ["kl", "labels"]
     assert "declined" not in bench.facts
     assert len(bench.facts["epochs"]) == 12
     given = tmp_path / "teacher.safetensors"
@@ -66,7 +32,7 @@ def test_a_student_learns_its_teachers_answers(tmp_path: Path) -> None:
     weighted = Teacher(factory="torch_models:convolutions", weights=given)
     bare.run(settings.model_copy(update={"teacher": weighted}), bare.open(source("convolutions", args={"width": 4})))
     assert bare.facts["teacher_agreement"] >= 0.9
-    assert bare.facts["alpha"] == 1.0
+    assert [loss["kind"] for loss in bare.facts["losses"]] == ["kl"]
     assert "no" in bare.facts["declined"][0]
     assert "train_accuracy" not in bare.facts
 
@@ -86,35 +52,37 @@ def test_a_teacher_comes_from_weights_or_from_training(tmp_path: Path) -> None:
     assert bench.ran == ["source", "finetune"]
     samples = read_samples(bench.context, architecture.inputs, labels="needed")
     assert samples.labels is not None
-    accuracy = float((predict(trained, samples).argmax(1) == samples.labels).double().mean())
+    with torch.no_grad():
+        answers = trained(*samples.take(torch.arange(len(samples))).inputs)
+    accuracy = float((answers.argmax(1) == samples.labels).double().mean())
     assert accuracy == pytest.approx(bench.facts["train_accuracy"], abs=1e-6)
 
 
 def test_a_teacher_without_labels_to_train_it_is_refused(tmp_path: Path) -> None:
-    """A teacher that is trained in place needs labels, whatever alpha is."""
+    """A teacher that is trained in place needs labels, whatever the losses are."""
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz", labels=False))
     with pytest.raises(DataError, match="labels"):
-        bench.run(Distill(teacher=TRAINED, alpha=1.0), bench.open(source("convolutions")))
+        bench.run(Distill(teacher=TRAINED, losses=(SoftenedKl(kind="kl"),)), bench.open(source("convolutions")))
 
 
 def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
     """Logits that do not pair up cannot be compared."""
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz"))
     teacher = Teacher(factory="torch_models:convolutions", args={"classes": 5})
-    with pytest.raises(ModelError, match="do not fit the student's") as caught:
+    with pytest.raises(ModelError, match="does not fit the student's") as caught:
         bench.run(Distill(teacher=teacher), bench.open(source("convolutions")))
-    assert (caught.value.got, caught.value.want) == ("5 logits", "3, as the student has")
+    assert (caught.value.got, caught.value.want) == ("float32[2,5]", "float32[2,3], as the student's")
 
 
-def test_alpha_weighs_teacher_against_labels(tmp_path: Path) -> None:
-    """With alpha 1 the labels do not matter at all; with alpha 0 the teacher does not."""
+def test_only_the_named_losses_count(tmp_path: Path) -> None:
+    """With the labels alone the teacher does not matter at all; with its outputs alone it does."""
     data = digits_like(tmp_path / "d.npz")
     results = {}
-    for alpha in (0.0, 1.0):
+    for loss in (LabelLoss(kind="labels"), SoftenedKl(kind="kl")):
         for width in (8, 2):
-            bench = Bench(tmp_path / f"{alpha}-{width}", data)
+            bench = Bench(tmp_path / f"{loss.kind}-{width}", data)
             teacher = Teacher(factory="torch_models:convolutions", args={"width": width})
             given = bench.open(source("convolutions", args={"width": 4}))
-            results[alpha, width] = bench.run(Distill(teacher=teacher, alpha=alpha, epochs=1), given).digest
-    assert results[0.0, 8] == results[0.0, 2]
-    assert results[1.0, 8] != results[1.0, 2]
+            results[loss.kind, width] = bench.run(Distill(teacher=teacher, losses=(loss,), epochs=1), given).digest
+    assert results["labels", 8] == results["labels", 2]
+    assert results["kl", 8] != results["kl", 2]

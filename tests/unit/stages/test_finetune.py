@@ -1,10 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch_models import Bench, digits_like, source
 
-from onnxshrink.config.stages import Finetune, Teacher
+from onnxshrink.config.data import NpzData
+from onnxshrink.config.stages import Finetune
+from onnxshrink.config.training import Teacher
 from onnxshrink.core.errors import DataError
+from onnxshrink.core.tensors import Array
 
 
 def test_finetuning_learns_from_labels(tmp_path: Path) -> None:
@@ -26,7 +30,7 @@ def test_finetuning_may_have_a_teacher(tmp_path: Path) -> None:
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz", labels=False))
     teacher = Teacher(factory="torch_models:convolutions")
     bench.run(Finetune(teacher=teacher, epochs=1), bench.open(source("convolutions")))
-    assert bench.facts["alpha"] == 1.0
+    assert [loss["kind"] for loss in bench.facts["losses"]] == ["kl"]
 
 
 def test_finetuning_alone_needs_labels(tmp_path: Path) -> None:
@@ -34,3 +38,21 @@ def test_finetuning_alone_needs_labels(tmp_path: Path) -> None:
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz", labels=False))
     with pytest.raises(DataError, match="labels"):
         bench.run(Finetune(), bench.open(source("convolutions")))
+
+
+@pytest.mark.parametrize(
+    ("labels", "fix"),
+    [
+        (np.eye(3)[np.arange(6) % 3], r"labels.argmax\(1\)"),
+        (np.linspace(0, 1, 6), r"labels.astype\('int64'\)"),
+        (np.array(["cat", "dog"] * 3), "np.unique"),
+        (np.arange(6) % 3 + 1, "labels - 1"),
+    ],
+)
+def test_labels_of_a_classification_must_be_class_numbers(tmp_path: Path, labels: Array, fix: str) -> None:
+    """One-hot rows, fractions, text and numbers out of range are refused before training, with the way out."""
+    np.savez(tmp_path / "d.npz", image=np.zeros((6, 1, 6, 6), np.float32), labels=labels)
+    bench = Bench(tmp_path, NpzData(npz=tmp_path / "d.npz"))
+    with pytest.raises(DataError, match="label") as caught:
+        bench.run(Finetune(), bench.open(source("convolutions")))
+    assert caught.match(fix)

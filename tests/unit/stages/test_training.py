@@ -7,14 +7,16 @@ import torch
 import torch_models
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_models import Bench, digits_like
+from torch_models import Bench, digits_like, held_samples
 
 from onnxshrink.config.data import NpzData
-from onnxshrink.config.stages import Training
-from onnxshrink.core.errors import DataError, ModelError, TrainingError
+from onnxshrink.config.training import Training
+from onnxshrink.core.errors import DataError, TrainingError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.tensors import TensorSpec
-from onnxshrink.stages.training import Loss, Samples, logits_of, predict, read_samples, schedule, train
+from onnxshrink.stages.optimizer import schedule
+from onnxshrink.stages.samples import Samples, TrainingBatch, read_samples
+from onnxshrink.stages.training import Learner, train
 
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 6, 6)),)
 
@@ -34,14 +36,33 @@ def samples_of(count: int, *, classes: int = 3) -> Samples:
     """Seeded samples for `torch_models.linear`."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(count) % classes
-    return Samples((torch.randn(count, 4, generator=generator) + labels[:, None],), labels, "here")
+    return held_samples(torch.randn(count, 4, generator=generator) + labels[:, None], labels)
 
 
-def cross_entropy(samples: Samples) -> Loss:
-    """From labels."""
-    labels = samples.labels
-    assert labels is not None
-    return lambda logits, chosen: functional.cross_entropy(logits, labels[chosen])
+class Classifier(Learner):
+    """Learns the labels, and keeps the sizes of its batches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.sizes: list[int] = []
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        assert batch.labels is not None
+        self.sizes.append(len(batch))
+        return {"labels": functional.cross_entropy(self.network(*batch.inputs), batch.labels)}
+
+
+class Astray(Learner):
+    """Gives these losses one after the other."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__(torch_models.linear())
+        self.losses = iter(losses)
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The next one."""
+        return {"bad": self.network(*batch.inputs).sum() * next(self.losses)}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -56,9 +77,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
         torch.manual_seed(callers)
         state = torch.get_rng_state()
         train(
-            network,
+            Classifier(network),
             samples,
-            cross_entropy(samples),
             Training(epochs=3, batch_size=8),
             Bench(tmp_path, seed=seed).context,
         )
@@ -72,7 +92,7 @@ def test_training_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)
     samples, network = samples_of(96), torch_models.linear()
     settings = Training(epochs=6, batch_size=8, learning_rate=0.1)
-    epochs = train(network, samples, cross_entropy(samples), settings, Bench(tmp_path).context)
+    epochs = train(Classifier(network), samples, settings, Bench(tmp_path).context)["epochs"]
     assert [entry["epoch"] for entry in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1]["loss"] < 0.6 * epochs[0]["loss"]
     assert not network.training
@@ -82,7 +102,7 @@ def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
     """Every step counts towards the announced total, with its loss."""
     recorder, samples = Recorder(), samples_of(20)
     context = Bench(tmp_path, events=recorder).context
-    train(torch_models.linear(), samples, cross_entropy(samples), Training(epochs=2, batch_size=8), context)
+    train(Classifier(torch_models.linear()), samples, Training(epochs=2, batch_size=8), context)
     assert [done for done, _, _ in recorder.seen] == [1, 2, 3, 4, 5, 6]
     assert {total for _, total, _ in recorder.seen} == {6}
     assert recorder.seen[0][2].startswith("step: loss ")
@@ -91,27 +111,20 @@ def test_progress_is_told_step_by_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "batch", "expected"), [(9, 4, [4, 5]), (8, 4, [4, 4]), (3, 1, [3]), (2, 8, [2])])
 def test_no_batch_has_one_sample(tmp_path: Path, count: int, batch: int, expected: list[int]) -> None:
     """BatchNorm cannot learn from one sample: a lonely last one joins its neighbour, and none is lost."""
-    sizes: list[int] = []
     samples = samples_of(count)
-
-    def loss(logits: Tensor, chosen: Tensor) -> Tensor:
-        sizes.append(len(chosen))
-        return cross_entropy(samples)(logits, chosen)
-
-    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    train(network, samples, loss, Training(epochs=1, batch_size=batch), Bench(tmp_path).context)
-    assert sizes == expected
+    learner = Classifier(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)))
+    train(learner, samples, Training(epochs=1, batch_size=batch), Bench(tmp_path).context)
+    assert learner.sizes == expected
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_says_where(tmp_path: Path, bad: float) -> None:
     """Epoch, step and learning rate are in the message, with what to change."""
-    samples, calls = samples_of(16), iter([1.0, 1.0, 1.0, bad])
+    samples = samples_of(16)
     with pytest.raises(TrainingError, match="went astray") as caught:
         train(
-            torch_models.linear(),
+            Astray([1.0, 1.0, 1.0, bad]),
             samples,
-            lambda logits, _: logits.sum() * next(calls),
             Training(epochs=2, batch_size=8, learning_rate=0.5),
             Bench(tmp_path).context,
         )
@@ -123,15 +136,15 @@ def test_a_frozen_network_is_refused(tmp_path: Path) -> None:
     """Nothing to train is a mistake, not a long wait for nothing."""
     samples = samples_of(8)
     with pytest.raises(TrainingError, match="every parameter is frozen"):
-        train(torch_models.linear(frozen=True), samples, cross_entropy(samples), Training(), Bench(tmp_path).context)
+        train(Classifier(torch_models.linear(frozen=True)), samples, Training(), Bench(tmp_path).context)
 
 
 def test_the_schedule_rises_then_follows_a_cosine() -> None:
     """Against numpy: 5 of 100 steps up to the peak, then half a cosine down to almost nothing."""
-    factors = [schedule(step, 100) for step in range(100)]
+    factors = [schedule(step, 100, 0.05) for step in range(100)]
     cosine = (1 + np.cos(np.linspace(0, np.pi, 96)[:-1])) / 2
     np.testing.assert_allclose(factors, [0.2, 0.4, 0.6, 0.8, 1.0, *cosine], atol=1e-12)
-    assert [schedule(0, 1), schedule(0, 2)] == [1.0, 1.0]
+    assert [schedule(0, 1, 0.05), schedule(0, 2, 0.05)] == [1.0, 1.0]
 
 
 def test_samples_are_read_in_order_and_whole(tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_samples_are_read_in_order_and_whole(tmp_path: Path) -> None:
     context = Bench(tmp_path, digits_like(tmp_path / "d.npz", count=300)).context
     file = np.load(tmp_path / "d.npz")
     samples = read_samples(context, IMAGE, labels="needed")
-    np.testing.assert_array_equal(samples.inputs[0].numpy(), file["image"])
+    np.testing.assert_array_equal(samples.take(torch.arange(300)).inputs[0].numpy(), file["image"])
     assert samples.labels is not None
     assert samples.labels.dtype == torch.int64
     np.testing.assert_array_equal(samples.labels.numpy(), file["labels"])
@@ -155,7 +168,7 @@ def test_an_input_without_samples_is_given_whole(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=np.ones((600, 2), np.float32), table=np.ones((5, 2), np.float32), labels=[0] * 600)
     specs = (TensorSpec("table", "float32", (5, 2)), TensorSpec("x", "float32", ("batch", 2)))
     samples = read_samples(Bench(tmp_path, NpzData(npz=tmp_path / "t.npz")).context, specs, labels="needed")
-    table, x = samples.take(torch.tensor([3, 4, 599]))
+    table, x = samples.take(torch.tensor([3, 4, 599])).inputs
     assert (table.shape, x.shape, len(samples)) == ((5, 2), (3, 2), 600)
 
 
@@ -163,35 +176,3 @@ def test_one_sample_is_too_few(tmp_path: Path) -> None:
     """Said before the training."""
     with pytest.raises(TrainingError, match="one sample is too few"):
         read_samples(Bench(tmp_path, digits_like(tmp_path / "d.npz", count=1)).context, IMAGE, labels="needed")
-
-
-@pytest.mark.parametrize(
-    ("labels", "what"),
-    [
-        (np.eye(3)[np.arange(6) % 3], r"labels.argmax\(1\)"),
-        (np.linspace(0, 1, 6), r"labels.astype\('int64'\)"),
-    ],
-)
-def test_labels_must_be_class_numbers(tmp_path: Path, labels: np.ndarray, what: str) -> None:
-    """One-hot rows and fractions are refused, with the way out."""
-    np.savez(tmp_path / "d.npz", image=np.zeros((6, 1, 6, 6), np.float32), labels=labels)
-    with pytest.raises(DataError, match="the labels") as caught:
-        read_samples(Bench(tmp_path, NpzData(npz=tmp_path / "d.npz")).context, IMAGE, labels="needed")
-    assert caught.match(what)
-
-
-def test_only_classifications_can_be_trained() -> None:
-    """A first output that cannot be logits is refused by its shape; a later output may be anything."""
-    with pytest.raises(ModelError, match="logits") as caught:
-        logits_of(nn.Conv2d(1, 2, 3), (torch.zeros(2, 1, 6, 6),))
-    assert caught.value.got == "float32[2, 2, 4, 4]"
-    assert logits_of(torch_models.Residual(), (torch.zeros(2, 1, 6, 6),)).shape == (2, 3)
-
-
-def test_predictions_do_not_depend_on_the_batch() -> None:
-    """Logits of all samples, in order, in eval mode."""
-    network, samples = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), samples_of(23)
-    network.train()
-    parts, whole = predict(network, samples, batch_size=5), predict(network, samples)
-    torch.testing.assert_close(parts, whole)
-    assert not network.training

@@ -22,7 +22,7 @@ from onnxshrink.core.tensors import Batch
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.stages.optimize import optimize
 from onnxshrink.stages.quantize_static import quantize_static
-from onnxshrink.verify.coverage import Coverage, audit, coverage_metric
+from onnxshrink.verify.coverage import Coverage, audit, work_metrics
 from onnxshrink.verify.macs import row_of
 
 Weights = dict[str, NDArray[np.generic]]
@@ -337,8 +337,11 @@ def test_a_sample_the_model_does_not_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         audit(path, batch={"x": np.zeros((1, 4, 63), np.float32)})
     assert caught.value.fix is not None
-    metric = coverage_metric(path, Target(), {"x": np.zeros((1, 4, 63), np.float32)})
-    assert (metric.value, bool(metric.note)) == (None, True)
+    metrics = work_metrics(path, Target(), {"x": np.zeros((1, 4, 63), np.float32)}, quantized=True)
+    assert [(metric.name, metric.value, bool(metric.note)) for metric in metrics] == [
+        ("macs", None, True),
+        ("integer_coverage", None, True),
+    ]
 
 
 def test_external_data_is_not_read_into_memory_twice(tmp_path: Path) -> None:
@@ -352,8 +355,9 @@ def test_a_model_without_products_has_no_ratio(tmp_path: Path) -> None:
     model = nets.model_of([node("Relu", ["x"], ["y"], name="r")], {"x": ["N", 4]}, {"y": ["N", 4]}, {})
     path = saved(model, tmp_path)
     assert audit(path).ratio is None
-    metric = coverage_metric(path, Target(), {"x": np.zeros((1, 4), np.float32)})
-    assert (metric.value, metric.note) == (None, "the model has no multiply-accumulates")
+    macs, share = work_metrics(path, Target(), {"x": np.zeros((1, 4), np.float32)}, quantized=True)
+    assert macs.value == 0.0
+    assert (share.value, share.note) == (None, "the model has no multiply-accumulates")
 
 
 def test_integer_arithmetic_on_shapes_is_not_counted(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_footprint_counts_every_file(tmp_path: Path) -> None:
     assert metrics["size_bytes"].value == sum(file.stat().st_size for file in files)
     assert metrics["compressed_bytes"].value == sum(len(gzip.compress(f.read_bytes(), 6)) for f in files)
     assert metrics["parameters"].value == 64 * 64
+    assert metrics["sparsity"].value == 1.0
 
 
 def test_quality_of_a_variant(tmp_path: Path, config: RunConfig) -> None:
@@ -180,14 +181,16 @@ def test_quality_of_a_variant(tmp_path: Path, config: RunConfig) -> None:
 
 
 def test_without_data_only_the_file_is_weighed(tmp_path: Path, config: RunConfig) -> None:
-    """No evaluation data: no drift, no accuracy, and no failure; of a float model nothing is integer."""
+    """No evaluation data: no drift, no accuracy, and no failure; a sample's MACs are 6 by 4, none of them integer."""
     model = artifact(tmp_path / "a", WEIGHT)
     bare = config.model_copy(update={"data": config.data.model_copy(update={"evaluation": None})})
     quality = measure_quality(
         name="v", role="variant", artifact=model, reference=model, original_scores=None, config=bare, events=Silent()
     )
     names = {metric.name for metric in quality.metrics}
-    assert names == {"size_bytes", "compressed_bytes", "parameters", "integer_coverage"}
+    assert names == {"size_bytes", "compressed_bytes", "parameters", "sparsity", "macs", "integer_coverage"}
+    values = named(quality.metrics)
+    assert (values["macs"].value, values["integer_coverage"].value, values["sparsity"].value) == (24.0, 0.0, 0.0)
     assert not quality.scores
 
 

@@ -1,0 +1,302 @@
+"""A network that computes as its quantized form will, and can still be trained: quantization-aware training.
+
+Nothing is added to the network. While it runs, torch's functions are intercepted, in modules and outside of them, and
+what the quantize stage will round is rounded: weights on their way into a convolution or product, and activations where
+ONNX Runtime puts QuantizeLinear and DequantizeLinear, at what its quantizable operators read and write. An output waits
+until it is read: BatchNorm, Relu and Clip are part of the operator before them, so what is rounded is their output.
+
+While it is trained, every parameter is held in steps: 1/127 of the largest magnitude that shares its scale (1/7 for 4
+bits). So one learning rate suits all layers and widths. In absolute numbers a rate that moves the weights of one layer
+by a thousandth of a step moves those of another by several.
+
+Not simulated: int32 biases, what happens inside fused attention and recurrent layers, the rounding between a matrix
+product and its bias, 7-bit weights that a forecast decides on, and nodes that are excluded by their ONNX names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from onnxshrink.calibration.ranges import Range, absurd_reason, value_range
+from onnxshrink.calibration.statistics import TensorStatistics
+from onnxshrink.config.stages import QuantizeStatic, QuantizeWeights
+from onnxshrink.core.errors import ModelError
+from onnxshrink.runtime.torch_model import run_network
+from onnxshrink.stages.fake_quantize import round_activation, round_blocks, round_weights
+from onnxshrink.stages.fold_batch_norm import fold_batch_norms
+
+Scheme: TypeAlias = QuantizeStatic | QuantizeWeights
+
+# Torch functions by their names without underscores, and the ONNX operators that they become.
+_OPERATORS = {
+    **{f"conv{rank}d": "Conv" for rank in (1, 2, 3)},
+    **{f"conv_transpose{rank}d": "ConvTranspose" for rank in (1, 2, 3)},
+    "linear": "Gemm",
+    "embedding": "Gather",
+    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm"), "MatMul"),
+    **dict.fromkeys(("add", "radd", "iadd"), "Add"),
+    **dict.fromkeys(("mul", "rmul", "imul"), "Mul"),
+    **dict.fromkeys(("cat", "concat", "concatenate"), "Concat"),
+    **dict.fromkeys(("adaptive_avg_pool2d", "mean"), "GlobalAveragePool"),
+    "avg_pool2d": "AveragePool",
+    "softmax": "Softmax",
+    "sigmoid": "Sigmoid",
+    "leaky_relu": "LeakyRelu",
+    "layer_norm": "LayerNormalization",
+    "instance_norm": "InstanceNormalization",
+    "batch_norm": "BatchNormalization",
+}
+_HAS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "Gather")
+_ONE_INPUT = (*_HAS_WEIGHTS, "LayerNormalization", "InstanceNormalization", "BatchNormalization")
+_FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
+# Questions about a tensor, which read none of its values.
+_QUESTIONS = {"get", "size", "dim", "numel", "stride", "len", "is_floating_point", "is_complex", "register_hook"}
+# Of `quantize_weights`: the least weights that gain from fewer bits, and the least in a row that make a block.
+_MIN_WEIGHTS, _MIN_BLOCK = 256, 16
+
+
+class Simulation(TorchFunctionMode):
+    """While it is entered, torch's functions compute with the weights and activations that `scheme` rounds.
+
+    Args:
+        scheme: Settings of the quantize stage that will follow.
+        folded: BatchNorms that were folded, for the facts.
+    """
+
+    def __init__(self, scheme: Scheme, *, folded: int = 0) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.folded = folded
+        self._phase: Literal["observe", "round", "settle"] = "observe"
+        self._statistics: list[TensorStatistics] = []
+        self._limits: list[Range | None] = []
+        self._place = 0
+        self._units = WeakIdKeyDictionary()
+        # Tensors of this forward pass: outputs that wait to be read, and what others were rounded to.
+        self._waiting = WeakIdKeyDictionary()
+        self._rounded = WeakIdKeyDictionary()
+
+    @property
+    def activations(self) -> int:
+        """Places in a forward pass where activations are rounded."""
+        return sum(limits is not None for limits in self._limits)
+
+    def attach(self, network: nn.Module) -> Callable[[], None]:
+        """Simulate whenever ``network`` runs, in eval mode always: as it will be run; returns what ends it."""
+
+        def before(module: nn.Module, _: Any) -> None:
+            module.eval()
+            self._place = 0
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            result = _each(output, self._read)
+            self._waiting.clear()
+            self._rounded.clear()
+            return result
+
+        handles = (
+            network.register_forward_pre_hook(before),
+            network.register_forward_hook(after, always_call=True),
+        )
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
+
+    def start_rounding(self, network: nn.Module) -> None:
+        """Decide on the ranges of what was observed; what no 8 bits can serve is left. Parameters are held in steps."""
+        settings = self.scheme
+        if isinstance(settings, QuantizeStatic):
+            for seen in self._statistics:
+                fit = seen.is_finite and absurd_reason(seen) is None
+                limits = value_range(seen, settings.method, percentile=settings.percentile) if fit else None
+                self._limits.append(limits)
+        self._statistics.clear()
+        self._phase = "round"
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                self._units[parameter] = unit = self._unit(parameter.detach())
+                parameter.data.div_(unit)
+
+    def restore(self) -> None:
+        """Give the parameters their true size again; they are plain numbers from here on."""
+        for parameter, unit in self._units.items():  # type: ignore[no-untyped-call]
+            parameter.data.mul_(unit)
+        self._units.clear()
+
+    def settle(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        """Leave every weight as it was last rounded, so that the quantize stage finds it on its grid."""
+        self._phase = "settle"
+        with torch.no_grad():
+            run_network(network, inputs)
+
+    def _unit(self, values: Tensor) -> Tensor:
+        """A step of each scale's grid, in a shape that fits beside ``values``; 1/127 where all are zero."""
+        shared = values.ndim < 2 or (
+            isinstance(self.scheme, QuantizeStatic) and self.scheme.granularity == "per_tensor"
+        )
+        largest = values.abs().amax(dim=tuple(range(0 if shared else 1, values.ndim)), keepdim=True)
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+        return largest / (7 if isinstance(self.scheme, QuantizeWeights) and self.scheme.bits == 4 else 127)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` as it will be run when quantized."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").strip("_")
+        if name in _QUESTIONS:
+            return func(*args, **kwargs)
+        if self._units:
+            args = tuple(_each(arg, self._true) for arg in args)
+            kwargs = {key: _each(value, self._true) for key, value in kwargs.items()}
+        if name in _FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
+            value = func(*args, **kwargs)
+            if value in self._rounded:
+                del self._rounded[value]  # of what it was before, where it works in place
+            self._waiting[value] = True
+            return value
+        operator = self._operator(name, args)
+        read = self._read_input if operator else self._read
+        kept = len(args) if operator not in _ONE_INPUT else 1
+        inputs = [_each(arg, read) for arg in args[:kept]] + list(args[kept:])
+        if operator in _HAS_WEIGHTS:
+            inputs, kwargs = self._with_weights(operator, inputs, dict(kwargs))
+        value = func(*inputs, **kwargs)
+        if operator and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
+            self._waiting[value] = True
+        return value
+
+    def _true(self, value: Any) -> Any:
+        """A parameter in its true size."""
+        return value * self._units[value] if isinstance(value, nn.Parameter) and value in self._units else value
+
+    def _operator(self, name: str, args: Sequence[Any]) -> str | None:
+        """The ONNX operator that a call becomes, or None if its kind is not quantized."""
+        operator = _OPERATORS.get(name)
+        if operator == "Gemm" and args and args[0].ndim != 2:
+            operator = "MatMul"
+        if name == "mean" and args and args[0].ndim != 4:
+            return None  # of a map it is a pool, which the stage `optimize` makes of it
+        wanted = self.scheme.op_types
+        if operator is None or (wanted is not None and operator not in wanted):
+            return None
+        return "Gemm" if name == "linear" else operator
+
+    def _read_input(self, value: Any) -> Any:
+        """What a quantized operator reads in place of ``value``."""
+        is_activation = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+        return self._round(value) if is_activation and isinstance(self.scheme, QuantizeStatic) else value
+
+    def _read(self, value: Any) -> Any:
+        """What a float operator reads: what a quantized one wrote is rounded."""
+        return self._round(value) if isinstance(value, Tensor) and value in self._waiting else value
+
+    def _round(self, value: Tensor) -> Tensor:
+        if value in self._rounded:
+            known: Tensor = self._rounded[value]
+            return known
+        place, self._place = self._place, self._place + 1
+        result = value
+        if self._phase == "observe":
+            if place == len(self._statistics):
+                self._statistics.append(TensorStatistics())
+            self._statistics[place].update(value.detach().float().cpu().numpy())
+        elif place >= len(self._limits):
+            raise ModelError(
+                "the network takes another way through its forward than it took on the first samples",
+                want="the same operations for every batch",
+                fix="keep branches that depend on the data out of `forward`, or train without `simulate`",
+            )
+        elif (limits := self._limits[place]) is not None:
+            result = round_activation(value, limits)
+        self._rounded[value] = result
+        self._rounded[result] = result
+        return result
+
+    def _with_weights(
+        self, operator: str, inputs: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of a function, the weights among them rounded."""
+        weights = kwargs["weight"] if "weight" in kwargs else inputs[1]
+        if self._phase == "observe" or not weights.is_floating_point():
+            return inputs, kwargs
+        rounded = rounded_weights(weights, operator, self.scheme)
+        if self._phase == "settle" and isinstance(weights, nn.Parameter):
+            weights.copy_(rounded)
+        if "weight" in kwargs:
+            return inputs, kwargs | {"weight": rounded}
+        return [inputs[0], rounded, *inputs[2:]], kwargs
+
+
+def rounded_weights(weights: Tensor, operator: str, scheme: Scheme) -> Tensor:
+    """A layer's weights as the quantize stage will round them.
+
+    Args:
+        weights: In torch's layout.
+        operator: ``Conv``, ``ConvTranspose``, ``Gemm`` (any linear layer) or ``Gather`` (an embedding).
+        scheme: Settings of that stage.
+    """
+    output_axis = 1 if operator == "ConvTranspose" else 0
+    if isinstance(scheme, QuantizeStatic):
+        axis = None if scheme.granularity == "per_tensor" or operator == "Gather" else output_axis
+        bits = 7 if scheme.reduce_range is True else 8
+        return round_weights(weights, axis=axis, bits=bits, signed=scheme.types != "u8u8")
+    if weights.numel() < _MIN_WEIGHTS:
+        return weights
+    rows = weights.flatten(1)
+    if operator in ("Conv", "ConvTranspose"):
+        if scheme.bits == 8 or rows.shape[1] < _MIN_BLOCK:
+            return round_weights(weights, axis=output_axis)
+        block_size = min(int(scheme.block_size), rows.shape[1])
+        return round_blocks(rows, bits=scheme.bits, block_size=block_size).view_as(weights)
+    return round_blocks(rows, bits=scheme.bits, block_size=scheme.block_size)
+
+
+@contextmanager
+def simulated(network: nn.Module, scheme: Scheme, batches: Sequence[Sequence[Tensor]]) -> Iterator[Simulation]:
+    """Fold BatchNorms, find the ranges of activations, and let the network compute with rounded numbers meanwhile.
+
+    Afterwards it computes in float again, its weights on the grid on which they were last rounded.
+
+    Args:
+        network: What to train; its state dict keeps names and shapes.
+        scheme: Settings of the quantize stage that will follow.
+        batches: Inputs that the ranges come from.
+    """
+    network.eval()
+    simulation = Simulation(scheme, folded=len(fold_batch_norms(network, batches[0])))
+    detach = simulation.attach(network)
+    try:
+        with torch.no_grad():
+            for inputs in batches if isinstance(scheme, QuantizeStatic) else ():
+                run_network(network, inputs)
+        simulation.start_rounding(network)
+        yield simulation
+        simulation.restore()
+        simulation.settle(network, batches[0])
+    finally:
+        simulation.restore()
+        detach()
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with every tensor in its lists, tuples and dicts changed."""
+    if isinstance(value, Mapping):
+        copy = dict(value)
+        copy.update({key: _each(item, change) for key, item in value.items()})
+        return copy
+    if type(value) in (list, tuple):
+        return type(value)(_each(item, change) for item in value)
+    return change(value)

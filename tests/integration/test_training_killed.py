@@ -1,0 +1,88 @@
+"""kill -9 in the middle of a training: the same command goes on, and ends with the weights of an unbroken run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import command, environment, make_project, onnxshrink, report_of
+
+CONFIG = """\
+model: {factory: "nets:build", inputs: {image: {shape: [batch, 1, 6, 6]}}, outputs: [logits]}
+data:
+  train:      {npz: data.npz, split: train}
+  evaluation: {npz: data.npz, split: test, metric: top1}
+stages:
+  - kind: finetune
+    epochs: 30
+    batch_size: 8
+    ema_decay: 0.9
+    early_stopping: {patience: 30}
+    checkpoint_minutes: 0.0001
+  - {kind: export}
+variants: {fp32: []}
+targets: [{latency_seconds: 0.05}]
+"""
+STEPS = 30 * 18
+
+
+def _project(folder: Path) -> Path:
+    folder.mkdir()
+    config = make_project(folder)
+    config.write_text(CONFIG)
+    return config
+
+
+def _kill_after(config: Path, step: int) -> None:
+    """Start the run and kill it once a checkpoint of ``step`` or a later one is there."""
+    process = subprocess.Popen(
+        command("run", config, "--json"),
+        cwd=config.parent,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None and _checkpointed(config) < step:
+            time.sleep(0.002)
+        assert process.poll() is None, "it ended before it was killed"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _checkpointed(config: Path) -> int:
+    names = [path.name for path in config.parent.glob("runs/.store/partial/*/*.pt")]
+    return max((int(name.split("-")[1]) for name in names), default=0)
+
+
+def _finetuned(config: Path) -> dict[str, Any]:
+    """The record of the step that trains."""
+    report = report_of(onnxshrink("run", config, "--json", cwd=config.parent))
+    step: dict[str, Any] = next(step for step in report["steps"] if step["kind"] == "finetune")
+    return step
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Killed twice; the artifact's digest is that of a run that nobody disturbed, and nothing half-done is left."""
+    unbroken = _finetuned(_project(tmp_path / "unbroken"))
+    assert "resumed_from_step" not in unbroken["facts"]
+    config = _project(tmp_path / "killed")
+    _kill_after(config, 60)
+    first = _checkpointed(config)
+    _kill_after(config, first + 60)
+    second = _checkpointed(config)
+    assert 60 <= first < second < STEPS
+    resumed = _finetuned(config)
+    assert resumed["facts"]["resumed_from_step"] == second
+    assert not resumed["cached"]
+    assert resumed["digest"] == unbroken["digest"]
+    assert resumed["facts"]["epochs"] == unbroken["facts"]["epochs"]
+    assert list(config.parent.glob("runs/.store/partial/*")) == []
+    assert list(config.parent.glob("runs/.store/work/*")) == []

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from onnxshrink.core.report import Candidate, Metric, Report
+from onnxshrink.report.terminal import format_count, print_report
+
+
+def shown(*candidates: Candidate) -> str:
+    console = Console(file=StringIO(), width=80)
+    report = Report("r", {}, candidates, (), None, "none", {}, {}, 0.0)
+    print_report(report, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def row(name: str, macs: float, sparsity: float | None, compressed: float) -> Candidate:
+    metrics = [Metric("macs", macs, "count", target="cpu"), Metric("compressed_bytes", compressed, "bytes")]
+    if sparsity is not None:
+        metrics.append(Metric("sparsity", sparsity, "ratio"))
+    return Candidate(name, "variant", "", "", tuple(metrics))
+
+
+def test_macs_and_compressed_bytes_stand_where_they_tell_something() -> None:
+    """Equal values stand once; a run that neither cut nor pruned shows neither line."""
+    text = shown(row("unpruned", 2e6, 0.0, 9000.0), row("fp32", 1e6, 0.5, 5000.0), row("int8", 1e6, None, 1200.0))
+    assert "MACs of a sample: unpruned 2.0 M; fp32, int8 1.0 M" in text
+    assert "compressed: unpruned 9.0 kB; fp32 5.0 kB; int8 1.2 kB" in text
+    dense = shown(row("fp32", 1e6, 0.0, 9000.0), row("int8", 1e6, None, 2500.0))
+    assert "MACs" not in dense
+    assert "compressed" not in dense
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999, "999"), (12_345, "12.3 k"), (345_678, "346 k"), (4.1e9, "4.10 G"), (390e6, "390 M")]
+)
+def test_counts_are_read_at_a_glance(value: float, text: str) -> None:
+    """Three digits and a unit."""
+    assert format_count(value) == text
