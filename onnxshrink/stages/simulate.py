@@ -118,9 +118,11 @@ class Simulation(TorchFunctionMode):
         """Decide on the ranges of what was observed; what no 8 bits can serve is left. Parameters are held in steps."""
         settings = self.scheme
         if isinstance(settings, QuantizeStatic):
+            # `auto` asks the finished int8 model, which there is none of yet; `mse` is where it starts from most often.
+            method = "mse" if settings.method == "auto" else settings.method
             for seen in self._statistics:
                 fit = seen.is_finite and absurd_reason(seen) is None
-                limits = value_range(seen, settings.method, percentile=settings.percentile) if fit else None
+                limits = value_range(seen, method, percentile=settings.percentile) if fit else None
                 self._limits.append(limits)
         self._statistics.clear()
         self._phase = "round"
