@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -31,22 +30,11 @@ from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
+from onnxshrink.verify.caveats import noisy, undecided, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
-from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
-from onnxshrink.verify.noise import find_noise, loses
-from onnxshrink.verify.verify import Quality, Role, measure_latency, measure_quality
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A model to be measured: its place in the comparison, and what it is compared with."""
-
-    name: str
-    role: Role
-    artifact: Artifact
-    reference: Artifact
+from onnxshrink.verify.verify import Quality, Row, measure_latency, measure_quality
 
 
 def run(
@@ -91,7 +79,7 @@ def run(
         qualities = _measure_qualities(config, memo, rows, events)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
-        unpaid = list(_unpaid(config, rows, measured, events))
+        idle = list(unpaid(config, rows, measured, events))
     measured += [_not_made(name, failure) for name, failure in failures.items()]
     winner, selection = select(measured, config.select)
     report = Report(
@@ -106,10 +94,10 @@ def run(
         seconds=round(time.perf_counter() - started, 3),
         warnings=(
             *memo.warnings,
-            *_caveats(config, memo),
-            *_noisy(config, measured),
-            *unpaid,
-            *_undecided(measured),
+            *unproven(config, memo.data_key),
+            *noisy(config, measured),
+            *idle,
+            *undecided(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
@@ -213,7 +201,7 @@ def _original(
 
 
 def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
-    """A step whose warnings name evaluation samples that the stages have seen; `_caveats` tells equal roles."""
+    """A step whose warnings name evaluation samples that the stages have seen; `unproven` tells equal roles."""
     needed = {role for _, chain in config.branches() for stage in chain for role in stage.needs}
     evaluation = memo.data_key("evaluation")
     roles = [role for role in sorted(needed) if memo.data_key(role) not in (None, evaluation)]
@@ -286,60 +274,6 @@ def _not_made(name: str, failure: ShrinkError) -> Candidate:
     """The row of a variant without a model."""
     verdict = Verdict("completed", 1.0, "failed", f"it could not be made: {failure.what}")
     return Candidate(name, "variant", "", "", (), (verdict,))
-
-
-def _caveats(config: RunConfig, memo: Memo) -> Iterator[str]:
-    """What the figures do not show by themselves."""
-    evaluation = memo.data_key("evaluation")
-    if evaluation is None:
-        unproven = [name for name, chain in config.branches() if loses(chain)]
-        yield "no evaluation data: neither drift nor accuracy was measured" + (
-            f"; nothing shows that {', '.join(unproven)} still work{'s' if len(unproven) == 1 else ''}" * bool(unproven)
-        )
-    for role in ("calibration", "train"):
-        settings = config.data.of(role)
-        if settings is not None and memo.data_key(role) == evaluation:
-            yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
-
-
-def _noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """The variants that are far from their reference, where no gate of the user's says how far is too far."""
-    chains = dict(config.branches())
-    for candidate in candidates:
-        if candidate.role == "variant" and config.gates.min_sqnr_db is None:
-            yield from find_noise(candidate, chains[candidate.name])
-
-
-def _unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
-    """Where pruning bought less than it seems."""
-    pairs = list(zip(rows, measured, strict=True))
-    references = {row.reference: candidate for row, candidate in pairs if row.role == "reference"}
-    original = measured[0] if rows[0].role == "original" else None
-    beside = {rows[0].reference: measured[0].metrics}
-    said: set[Artifact] = set()
-    # Variants first: what is said of one need not be said of its reference again.
-    for row, candidate in sorted(pairs, key=lambda pair: pair[0].role == "reference"):
-        reference = references[row.reference]
-        base = original or reference
-        if row.role == "variant" and any(target.provider == "cpu" for target in config.targets):
-            yield from idle_zeros(candidate, reference)
-        if (row.role == "reference" and row.reference in said) or not has_fewer_macs(candidate, base):
-            continue
-        if original and row.reference not in beside:
-            beside[row.reference] = measure_latency(
-                name=original.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
-            )
-        texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
-        said |= {row.reference} if texts else set()
-        yield from texts
-
-
-def _undecided(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """The gates that the measurements could not decide."""
-    for candidate in candidates:
-        for verdict in candidate.verdicts:
-            if verdict.outcome == "inconclusive":
-                yield f"{candidate.name}: {verdict.gate} is inconclusive: {verdict.reason}"
 
 
 def _first_name(names: Mapping[str, Artifact], artifact: Artifact) -> str:

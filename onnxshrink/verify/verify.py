@@ -37,6 +37,16 @@ _SAME_FILE = "the reference itself"
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A model to be measured: its place in the comparison, and what it is compared with."""
+
+    name: str
+    role: Role
+    artifact: Artifact
+    reference: Artifact
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
     """What is known of a model without a clock.
 

@@ -11,18 +11,14 @@ import pytest
 from onnx_models import cnn, samples_of
 
 import onnxshrink.stages.memo as memo_module
-from onnxshrink import pipeline
 from onnxshrink.config.base import fingerprint
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.load import validate
-from onnxshrink.config.run import RunConfig
-from onnxshrink.core.artifact import Artifact, Digest
+from onnxshrink.core.artifact import Digest
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
-from onnxshrink.core.events import Silent
 from onnxshrink.core.importing import search_path
-from onnxshrink.core.report import Candidate, Metric, Report
-from onnxshrink.pipeline import Row, run
-from onnxshrink.verify.verify import Role
+from onnxshrink.core.report import Report
+from onnxshrink.pipeline import run
 
 QUICK = {"targets": [{"latency_seconds": 0.02}]}
 
@@ -235,50 +231,3 @@ def test_a_branch_trained_for_quantization_is_measured_against_the_network_befor
     assert sqnr is not None
     assert sqnr.value is not None
     assert 15 < sqnr.value < 80
-
-
-def row_of(name: str, role: Role, artifact: str, reference: str, macs: float, ratio: float) -> tuple[Row, Candidate]:
-    made, given = (Artifact("onnx", Path(at), Digest(at)) for at in (artifact, reference))
-    metrics = (Metric("macs", macs, "count", target="cpu"), latency(ratio))
-    return Row(name, role, made, given), Candidate(name, role, "", "", metrics)
-
-
-def latency(ratio: float) -> Metric:
-    return Metric("latency_ratio", ratio, "ratio", 0.99 * ratio, 1.01 * ratio, target="cpu")
-
-
-def test_fewer_macs_are_judged_against_the_same_network_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside another reference the original is measured once more; a float variant speaks for its reference."""
-    pairs = [
-        row_of("unpruned", "original", "u", "d", 1000, 1.0),
-        row_of("reference", "reference", "d", "d", 1000, 1.0),
-        row_of("reference-cut", "reference", "c", "c", 500, 1.0),
-        row_of("dense", "variant", "d8", "d", 1000, 0.6),
-        row_of("cut", "variant", "c2", "c", 500, 1.0),
-        row_of("int8", "variant", "c8", "c", 500, 0.6),
-    ]
-    asked = []
-
-    def measured(*, name: str, artifact: Artifact, reference: Artifact, **_: object) -> tuple[Metric, ...]:
-        asked.append((name, artifact.digest, reference.digest))
-        return (latency(0.9),)
-
-    monkeypatch.setattr(pipeline, "measure_latency", measured)
-    config = RunConfig.model_validate({"model": {"onnx": __file__}})
-    rows, candidates = zip(*pairs, strict=True)
-    texts = list(pipeline._unpaid(config, rows, candidates, Silent()))
-    assert asked == [("unpruned", "u", "c")]
-    assert texts == ["cut: 0.50 of the MACs of unpruned, latency ratio 1.11 (1.09 to 1.13): fewer MACs and no faster"]
-
-
-def test_without_an_original_the_reference_is_the_measure() -> None:
-    """A model that was cut elsewhere is compared with the float model beside it."""
-    pairs = [
-        row_of("reference", "reference", "d", "d", 1000, 1.0),
-        row_of("slow", "variant", "s", "d", 500, 1.0),
-        row_of("fast", "variant", "f", "d", 500, 0.5),
-    ]
-    rows, candidates = zip(*pairs, strict=True)
-    config = RunConfig.model_validate({"model": {"onnx": __file__}})
-    (text,) = pipeline._unpaid(config, rows, candidates, Silent())
-    assert text.startswith("slow: 0.50 of the MACs of reference")

@@ -1,0 +1,81 @@
+"""What the figures of a run do not show by themselves: the lines of warning below its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from onnxshrink.config.data import Role
+from onnxshrink.config.run import RunConfig
+from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.events import Events
+from onnxshrink.core.report import Candidate
+from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
+from onnxshrink.verify.noise import find_noise, loses
+from onnxshrink.verify.verify import Row, measure_latency
+
+
+def unproven(config: RunConfig, data_key: Callable[[Role], Any]) -> Iterator[str]:
+    """What was not measured, or on samples that a stage has seen.
+
+    Args:
+        config: The run.
+        data_key: Fingerprint of a role's data, None where there is none; roles with equal fingerprints share samples.
+    """
+    evaluation = data_key("evaluation")
+    if evaluation is None:
+        names = [name for name, chain in config.branches() if loses(chain)]
+        yield "no evaluation data: neither drift nor accuracy was measured" + (
+            f"; nothing shows that {', '.join(names)} still work{'s' if len(names) == 1 else ''}" * bool(names)
+        )
+    for role in ("calibration", "train"):
+        settings = config.data.of(role)
+        if settings is not None and data_key(role) == evaluation:
+            yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
+
+
+def noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The variants that are far from their reference, where no gate of the user's says how far is too far."""
+    chains = dict(config.branches())
+    for candidate in candidates:
+        if candidate.role == "variant" and config.gates.min_sqnr_db is None:
+            yield from find_noise(candidate, chains[candidate.name])
+
+
+def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
+    """Where pruning bought less than it seems.
+
+    Args:
+        config: The run.
+        rows: Every model of it: the original where there is one, references, variants.
+        measured: What is known of each row.
+        events: Listener for progress: beside a reference other than the first, the original is measured once more.
+    """
+    pairs = list(zip(rows, measured, strict=True))
+    references = {row.reference: candidate for row, candidate in pairs if row.role == "reference"}
+    original = measured[0] if rows[0].role == "original" else None
+    beside = {rows[0].reference: measured[0].metrics}
+    said: set[Artifact] = set()
+    # Variants first: what is said of one need not be said of its reference again.
+    for row, candidate in sorted(pairs, key=lambda pair: pair[0].role == "reference"):
+        reference = references[row.reference]
+        base = original or reference
+        if row.role == "variant" and any(target.provider == "cpu" for target in config.targets):
+            yield from idle_zeros(candidate, reference)
+        if (row.role == "reference" and row.reference in said) or not has_fewer_macs(candidate, base):
+            continue
+        if original and row.reference not in beside:
+            beside[row.reference] = measure_latency(
+                name=original.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
+            )
+        texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
+        said |= {row.reference} if texts else set()
+        yield from texts
+
+
+def undecided(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The gates that the measurements could not decide."""
+    for candidate in candidates:
+        for verdict in candidate.verdicts:
+            if verdict.outcome == "inconclusive":
+                yield f"{candidate.name}: {verdict.gate} is inconclusive: {verdict.reason}"
