@@ -12,11 +12,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from onnxshrink.config.run import RunConfig
-from onnxshrink.config.source import FactorySource, OnnxSource
-from onnxshrink.config.stages import Distill, Export, Finetune, Optimize, PruneChannels, PruneWeights, Stage
+from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
@@ -28,6 +26,7 @@ from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
+from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.caveats import noisy, undecided, unpaid, unproven
@@ -144,60 +143,17 @@ def _rows(
 ) -> Iterator[Row]:
     """Original, reference and variants, each with the reference it is measured against."""
     references = {
-        name: _reference(memo, stages, branches[name]) for name, stages in config.branches() if name in branches
+        name: reference_of(memo, stages, branches[name]) for name, stages in config.branches() if name in branches
     }
     first = next(iter(references.values()))
-    original = _original(config, memo, trunk, branches)
+    original = original_of(config, memo, trunk, branches)
     if original is not None:
-        yield Row(*original, first)
+        yield Row(original[0], "original", original[1], first)
     for reference in dict.fromkeys(references.values()):
         name = "reference" if reference == first else f"reference-{_first_name(references, reference)}"
         yield Row(name, "reference", reference, reference)
     for name, chain in branches.items():
         yield Row(name, "variant", chain[-1], references[name])
-
-
-def _reference(memo: Memo, stages: Sequence[Stage], chain: Sequence[Artifact]) -> Artifact:
-    """What drift and latency of a branch are measured against: its first ONNX model.
-
-    Float weights that were trained for quantization are no yardstick: then it is the network before that training,
-    exported as the branch says.
-    """
-    for stage, before in zip(stages, chain, strict=False):
-        if isinstance(stage, Finetune) and stage.simulate is not None:
-            export = next(other for other in stages if isinstance(other, Export))
-            return memo.derive(export, before, f"reference/{export.kind}")
-    return next(artifact for artifact in chain if artifact.kind == "onnx")
-
-
-def _original(
-    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
-) -> tuple[str, Literal["original"], Artifact] | None:
-    """What accuracy is measured against, as ONNX: the teacher, or the network before it was cut or trained further.
-
-    None where that is the reference itself.
-    """
-    if not isinstance(config.model, FactorySource):
-        return None
-    stages: Sequence[Stage] = next(chain for _, chain in config.branches())
-    tail: list[Stage] = [config.export_settings(), *(s for s in stages if isinstance(s, Optimize))]
-    for stage, student in zip(config.stages, trunk, strict=False):
-        if isinstance(stage, Distill):
-            from onnxshrink.stages.distill import teacher_of
-
-            teacher = teacher_of(stage.teacher, student, memo.context(stage.kind, stage.needs), stage.task)
-            return "teacher", "original", memo.fold(teacher, tail, "teacher/")[-1]
-    for variant, chain in config.branches():
-        cut = next(
-            (index for index, stage in enumerate(chain) if isinstance(stage, PruneChannels | PruneWeights)), None
-        )
-        if cut is not None and variant in branches:
-            name = "unpruned" if cut else "source"
-            return name, "original", memo.fold(branches[variant][cut], tail, f"{name}/")[-1]
-    trained = any(isinstance(stage, Finetune) and stage.simulate is None for stage in config.stages)
-    if config.model.weights is not None and trained:
-        return "source", "original", memo.fold(trunk[0], tail, "source/")[-1]
-    return None
 
 
 def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
