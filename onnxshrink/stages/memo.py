@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Memo:
     def warnings(self) -> tuple[str, ...]:
         """What the stages of this run ask the user to know, whether they were found or done: warnings and refusals."""
         texts = ((step.name, text) for step in self.steps for text in step.facts.get("warnings", ()))
-        declined = ((step.name, step.facts["declined"]) for step in self.steps if step.facts.get("declined"))
+        declined = ((step.name, text) for step in self.steps for text in _reasons(step.facts.get("declined") or ()))
         return tuple(dict.fromkeys(f"{name}: {text}" for name, text in (*texts, *declined)))
 
     @property
@@ -194,6 +194,13 @@ class Memo:
         step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, entry.facts)
         self._steps[key] = (step, entry.artifact)
         self._events.finished(name, seconds, cached=entry.cached)
+
+
+def _reasons(declined: Any) -> Iterable[str]:
+    """What a step declined, a sentence for each: facts have one text, several, or reasons by name."""
+    if isinstance(declined, str):
+        return (declined,)
+    return (f"{name}: {reason}" for name, reason in declined.items()) if isinstance(declined, Mapping) else declined
 
 
 def require_torch(kinds: set[Kind], what: str) -> None:

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
+from onnxshrink.config.data import DataRoles
 from onnxshrink.core.errors import DependencyError
-from onnxshrink.stages.memo import require_torch
+from onnxshrink.core.events import Silent
+from onnxshrink.core.store import Store
+from onnxshrink.stages.memo import Memo, require_torch
 
 
 @pytest.mark.parametrize("missing", ["torch", "torch_pruning", "safetensors"])
@@ -22,3 +26,25 @@ def test_a_missing_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch, m
     with pytest.raises(DependencyError, match="distill") as caught:
         require_torch({"torch"}, "distill")
     assert "pip install" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("declined", "told"),
+    [
+        ("nothing to do", ["step: nothing to do"]),
+        (["head: tied", "stem: ignored"], ["step: head: tied", "step: stem: ignored"]),
+        ({"head": "tied"}, ["step: head: tied"]),
+        ([], []),
+        ({}, []),
+    ],
+)
+def test_what_was_declined_is_told_in_sentences(tmp_path: Path, declined: object, told: list[str]) -> None:
+    """One warning for each thing that a step declined, whatever form its facts have; never Python's own notation."""
+
+    def work(folder: Path) -> dict[str, object]:
+        (folder / "file").write_text("", encoding="utf-8")
+        return {"declined": declined}
+
+    memo = Memo(Store(tmp_path), DataRoles(), 0, Silent())
+    memo.once("step", "kind", {}, "ranges", work, uses={"onnx"})
+    assert list(memo.warnings) == told
