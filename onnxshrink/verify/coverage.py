@@ -21,7 +21,8 @@ from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.runtime.parity import AXIS_LENGTHS, axis_lengths, random_batch
 from onnxshrink.runtime.session import Optimization, Session
-from onnxshrink.verify.islands import Island, RunGraph, find_islands
+from onnxshrink.verify.causes import RunGraph
+from onnxshrink.verify.islands import Island, find_islands
 from onnxshrink.verify.macs import Row, multiplies, row_of
 
 _FILE = "optimized.onnx"
