@@ -20,8 +20,9 @@ from onnxshrink.stages.context import Context
 from onnxshrink.stages.quantize_dynamic import dynamic_nodes
 from onnxshrink.stages.quantize_dynamic import quantized_model as dynamic_model
 from onnxshrink.stages.quantize_static import StaticPlan, quantizable_op_types, quantize_static
-from onnxshrink.stages.quantize_weights import rewrite_weights, weight_nodes
+from onnxshrink.stages.quantize_weights import weight_nodes
 from onnxshrink.stages.selection import excluded_nodes, strip
+from onnxshrink.stages.small_weights import rewrite_weights
 
 # A convolution with small weights runs in float behind a conversion: slower than float, and no nearer.
 _WITHOUT_KERNEL = {"Conv", "ConvTranspose"}
