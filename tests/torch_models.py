@@ -319,9 +319,7 @@ def held_samples(values: Tensor, labels: Tensor | None = None) -> Samples:
 class Bench:
     """Runs sources and stages one by one on a store, as the pipeline does, and keeps the facts of the last."""
 
-    def __init__(
-        self, root: Path, train: Data | None = None, *, seed: int = 0, events: Events | None = None
-    ) -> None:
+    def __init__(self, root: Path, train: Data | None = None, *, seed: int = 0, events: Events | None = None) -> None:
         self._store = Store(root / "store")
         self._count = 0
         self.facts: Facts = {}

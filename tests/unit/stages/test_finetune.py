@@ -1,11 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch_models import Bench, digits_like, source
 
-from onnxshrink.config.data import NpzData
-from onnxshrink.config.stages import Finetune
+from onnxshrink.config.data import DataRoles, NpzData
+from onnxshrink.config.stages import Finetune, QuantizeStatic, QuantizeWeights
 from onnxshrink.config.training import Teacher
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import Array
@@ -56,3 +57,22 @@ def test_labels_of_a_classification_must_be_class_numbers(tmp_path: Path, labels
     with pytest.raises(DataError, match="label") as caught:
         bench.run(Finetune(), bench.open(source("convolutions")))
     assert caught.match(fix)
+
+
+@pytest.mark.parametrize("factory", ["convolutions", "Transformer"])
+@pytest.mark.parametrize("scheme", [QuantizeStatic(), QuantizeWeights()], ids=["int8", "int4"])
+def test_the_network_as_it_was_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, scheme: QuantizeStatic | QuantizeWeights
+) -> None:
+    """Where its outputs fit in memory they are kept, and the artifact is the same, byte for byte."""
+    digests = {}
+    for runs in ("once", "on every batch"):
+        bench = Bench(tmp_path / runs)
+        data = digits_like(tmp_path / "d.npz", labels=False)
+        bench.context = replace(bench.context, data=DataRoles(calibration=data))
+        if runs != "once":
+            monkeypatch.setattr("onnxshrink.stages.teachers._KEPT_BYTES", 0)
+        settings = Finetune(simulate=scheme, epochs=2)
+        digests[runs] = bench.run(settings, bench.open(source(factory))).digest
+        assert bench.facts["original_runs"] == runs
+    assert len(set(digests.values())) == 1

@@ -21,9 +21,10 @@ from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ConfigError, DataError, ModelError
 from onnxshrink.core.tensors import Array
 from onnxshrink.runtime.torch_model import load_network
-from onnxshrink.stages.learner import Student, Teachers
+from onnxshrink.stages.learner import Student
 from onnxshrink.stages.losses import softened_divergence
 from onnxshrink.stages.samples import Samples
+from onnxshrink.stages.teachers import Teachers
 
 LOSSES: TypeAdapter[tuple[Loss, ...]] = TypeAdapter(tuple[Loss, ...])
 TEACHER = Teacher(factory="torch_models:convolutions", args={"width": 6})
@@ -169,9 +170,9 @@ def test_what_changes_every_epoch_is_asked_every_time(monkeypatch: pytest.Monkey
     plain = samples_of()
     assert not student_of({"kind": "kl"}).keep(Random(plain.source, plain.inputs, plain.labels))
     assert not student_of({"kind": "hint", "student": "3", "teacher": "3"}).keep(plain)
-    monkeypatch.setattr("onnxshrink.stages.learner._KEPT_BYTES", 6 * 3 * 4 - 1)
+    monkeypatch.setattr("onnxshrink.stages.teachers._KEPT_BYTES", 6 * 3 * 4 - 1)
     assert not student_of({"kind": "kl"}).keep(plain)
-    monkeypatch.setattr("onnxshrink.stages.learner._KEPT_BYTES", 6 * 3 * 4)
+    monkeypatch.setattr("onnxshrink.stages.teachers._KEPT_BYTES", 6 * 3 * 4)
     assert student_of({"kind": "kl"}).keep(plain)
 
 
