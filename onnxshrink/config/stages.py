@@ -18,6 +18,9 @@ CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
 """What a processor multiplies bytes with; x86_avx2 is any x86 processor without VNNI."""
 
+BLOCKS_OPSET = 21
+"""From this version on ONNX has weights in blocks of 4 bits, which convolutions are stored in."""
+
 
 def _require_kind(schema: dict[str, Any]) -> None:
     """Say in the JSON schema what the union says in Python: a stage is told by its kind."""

@@ -25,7 +25,7 @@ from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.importing import load_entry
 from onnxshrink.stages.acceleration import make_accelerator
-from onnxshrink.stages.features import Seen, observe, require_module
+from onnxshrink.stages.features import Seen, observe
 from onnxshrink.stages.loop import Learner
 from onnxshrink.stages.losses import (
     aligned,
@@ -35,6 +35,7 @@ from onnxshrink.stages.losses import (
     label_entropy,
     softened_divergence,
 )
+from onnxshrink.stages.named_modules import find_modules
 from onnxshrink.stages.samples import Samples, TrainingBatch
 from onnxshrink.stages.tasks import figure, form_of, misses, require_answer
 from onnxshrink.stages.teachers import Teachers
@@ -52,8 +53,8 @@ class Student(Learner):
         seed: Of the adapters' first weights.
 
     Raises:
-        ConfigError: A user's loss cannot be imported.
-        ModelError: An output, a module's name or its features do not fit a term.
+        ConfigError: A user's loss cannot be imported, or a term names a module that is not there.
+        ModelError: An output or a module's features do not fit a term.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class Student(Learner):
         self._count = None if self._calls else 1
         hints = [loss for loss in losses if isinstance(loss, (FeatureHint, AttentionTransfer))]
         for loss in hints:
-            require_module(network, loss.student, where=f"losses, {loss.kind}.student")
+            find_modules(network, [loss.student], option=f"{loss.kind}.student", where="losses")
             if teachers is not None:
-                require_module(teachers.networks[0], loss.teacher, where=f"losses, {loss.kind}.teacher")
+                find_modules(teachers.networks[0], [loss.teacher], option=f"{loss.kind}.teacher", where="losses")
         self._watched = tuple(dict.fromkeys(loss.student for loss in hints))
         self._teachers_watched = tuple(dict.fromkeys(loss.teacher for loss in hints))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

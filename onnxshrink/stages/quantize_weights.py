@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.calibration.masks import masked_tensors
 from onnxshrink.calibration.prepare import prepare
-from onnxshrink.config.stages import QuantizeWeights
+from onnxshrink.config.stages import BLOCKS_OPSET, QuantizeWeights
 from onnxshrink.core.artifact import Artifact, Facts, size_bytes
 from onnxshrink.runtime.graph import load_model, opset_of, save_model
 from onnxshrink.runtime.session import Session
@@ -32,7 +32,6 @@ from onnxshrink.stages.selection import chosen_op_types, excluded_nodes, strip
 # Operator type to the input that holds its weights, and their rank if there is but one.
 _WEIGHTS = {"Conv": (1, None), "ConvTranspose": (1, None), "Gather": (0, 2), "Gemm": (1, 2), "MatMul": (1, 2)}
 _MICROSOFT = "com.microsoft"
-_BLOCKED_DEQUANTIZE_OPSET = 21
 _MIN_BLOCK = 16
 _MIN_WEIGHTS = 256
 
@@ -196,8 +195,8 @@ class _Rewriter:
         if self.settings.bits == 4:
             note["reason"] = (
                 f"a block of 4 bits needs {_MIN_BLOCK} weights in a channel"
-                if opset_of(self.model) >= _BLOCKED_DEQUANTIZE_OPSET
-                else f"blocks of 4 bits need opset {_BLOCKED_DEQUANTIZE_OPSET}: set the opset of export"
+                if opset_of(self.model) >= BLOCKS_OPSET
+                else f"blocks of 4 bits need opset {BLOCKS_OPSET}: set the opset of export"
             )
         return [new], note
 
@@ -231,7 +230,7 @@ class _Rewriter:
 
 
 def _has_blocks(model: onnx.ModelProto, array: NDArray[np.float32]) -> bool:
-    return opset_of(model) >= _BLOCKED_DEQUANTIZE_OPSET and array[0].size >= _MIN_BLOCK
+    return opset_of(model) >= BLOCKS_OPSET and array[0].size >= _MIN_BLOCK
 
 
 def _unsigned(values: NDArray[np.uint8], bits: int) -> TensorProto:
