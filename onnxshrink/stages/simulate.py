@@ -5,6 +5,10 @@ what the quantize stage will round is rounded: weights on their way into a convo
 ONNX Runtime puts QuantizeLinear and DequantizeLinear, at what its quantizable operators read and write. An output waits
 until it is read: BatchNorm, Relu and Clip are part of the operator before them, so what is rounded is their output.
 
+Before training, biases are corrected: rounding moves the mean of a channel, and its bias moves it back to where it was
+in float (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with
+samples). Training would find that too, in an epoch.
+
 While it is trained, every parameter is held in steps: 1/127 of the largest magnitude that shares its scale (1/7 for 4
 bits). So one learning rate suits all layers and widths. In absolute numbers a rate that moves the weights of one layer
 by a thousandth of a step moves those of another by several.
@@ -55,6 +59,7 @@ _OPERATORS = {
 }
 _HAS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "Gather")
 _ONE_INPUT = (*_HAS_WEIGHTS, "LayerNormalization", "InstanceNormalization", "BatchNormalization")
+_HAS_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 _FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
 # Questions about a tensor, which read none of its values.
 _QUESTIONS = {"get", "size", "dim", "numel", "stride", "len", "is_floating_point", "is_complex", "register_hook"}
@@ -74,10 +79,13 @@ class Simulation(TorchFunctionMode):
         super().__init__()
         self.scheme = scheme
         self.folded = folded
-        self._phase: Literal["observe", "round", "settle"] = "observe"
+        self._phase: Literal["observe", "correct", "round", "settle"] = "observe"
         self._statistics: list[TensorStatistics] = []
         self._limits: list[Range | None] = []
         self._place = 0
+        # Means of the channels in float, by batch and by the number of the call in a forward pass.
+        self._means: dict[tuple[int, int], Tensor] = {}
+        self._batch, self._biased = 0, 0
         self._units = WeakIdKeyDictionary()
         # Tensors of this forward pass: outputs that wait to be read, and what others were rounded to.
         self._waiting = WeakIdKeyDictionary()
@@ -93,7 +101,7 @@ class Simulation(TorchFunctionMode):
 
         def before(module: nn.Module, _: Any) -> None:
             module.eval()
-            self._place = 0
+            self._place = self._biased = 0
             self.__enter__()  # type: ignore[no-untyped-call]
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
@@ -114,20 +122,33 @@ class Simulation(TorchFunctionMode):
 
         return detach
 
-    def start_rounding(self, network: nn.Module) -> None:
-        """Decide on the ranges of what was observed; what no 8 bits can serve is left. Parameters are held in steps."""
-        settings = self.scheme
-        if isinstance(settings, QuantizeStatic):
-            for seen in self._statistics:
-                fit = seen.is_finite and absurd_reason(seen) is None
-                limits = value_range(seen, settings.method, percentile=settings.percentile) if fit else None
-                self._limits.append(limits)
+    def prepare(self, network: nn.Module, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Observe the ranges of activations, start to round, correct biases, and hold parameters in steps."""
+        if isinstance(self.scheme, QuantizeStatic):
+            self._run("observe", network, batches)
+            self._limits = [self._range(seen, self.scheme) for seen in self._statistics]
+            self._run("correct", network, batches)
         self._statistics.clear()
+        self._means.clear()
         self._phase = "round"
         for parameter in network.parameters():
             if parameter.requires_grad:
                 self._units[parameter] = unit = self._unit(parameter.detach())
                 parameter.data.div_(unit)
+
+    @torch.no_grad()
+    def _run(
+        self, phase: Literal["observe", "correct", "settle"], network: nn.Module, batches: Sequence[Sequence[Tensor]]
+    ) -> None:
+        self._phase = phase
+        for self._batch, inputs in enumerate(batches):
+            run_network(network, inputs)
+
+    @staticmethod
+    def _range(seen: TensorStatistics, settings: QuantizeStatic) -> Range | None:
+        """The range of an activation; None for what no 8 bits can serve, which is left."""
+        fit = seen.is_finite and absurd_reason(seen) is None
+        return value_range(seen, settings.method, percentile=settings.percentile) if fit else None
 
     def restore(self) -> None:
         """Give the parameters their true size again; they are plain numbers from here on."""
@@ -137,9 +158,7 @@ class Simulation(TorchFunctionMode):
 
     def settle(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Leave every weight as it was last rounded, so that the quantize stage finds it on its grid."""
-        self._phase = "settle"
-        with torch.no_grad():
-            run_network(network, inputs)
+        self._run("settle", network, [inputs])
 
     def _unit(self, values: Tensor) -> Tensor:
         """A step of each scale's grid, in a shape that fits beside ``values``; 1/127 where all are zero."""
@@ -162,7 +181,7 @@ class Simulation(TorchFunctionMode):
             args = tuple(_each(arg, self._true) for arg in args)
             kwargs = {key: _each(value, self._true) for key, value in kwargs.items()}
         if name in _FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
-            value = func(*args, **kwargs)
+            value = self._call(func, args, kwargs, _OPERATORS.get(name))
             if value in self._rounded:
                 del self._rounded[value]  # of what it was before, where it works in place
             self._waiting[value] = True
@@ -173,9 +192,32 @@ class Simulation(TorchFunctionMode):
         inputs = [_each(arg, read) for arg in args[:kept]] + list(args[kept:])
         if operator in _HAS_WEIGHTS:
             inputs, kwargs = self._with_weights(operator, inputs, dict(kwargs))
-        value = func(*inputs, **kwargs)
+        value = self._call(func, inputs, kwargs, operator)
         if operator and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
             self._waiting[value] = True
+        return value
+
+    def _call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], operator: str | None
+    ) -> Any:
+        """What a function gives; before training also what its channels' means are, or should be."""
+        value = func(*args, **kwargs)
+        if self._phase not in ("observe", "correct") or operator not in _HAS_BIAS:
+            return value
+        bias = kwargs.get("bias", args[2] if len(args) > 2 and operator != "BatchNormalization" else None)
+        if not isinstance(bias, nn.Parameter):
+            return value
+        axis = value.ndim - 1 if operator == "Gemm" else 1
+        mean = value.mean(dim=[at for at in range(value.ndim) if at != axis])
+        key = self._batch, self._biased
+        self._biased += 1
+        if self._phase == "observe":
+            self._means[key] = mean
+        elif key in self._means and mean.shape == self._means[key].shape == bias.shape:
+            # The first batch corrects in full, the second by a half, ...: in the end their mean has been subtracted.
+            moved = (mean - self._means[key]) / (self._batch + 1)
+            bias.data.sub_(moved)
+            value = value - moved.reshape([-1 if at == axis else 1 for at in range(value.ndim)])
         return value
 
     def _true(self, value: Any) -> Any:
@@ -279,10 +321,7 @@ def simulated(network: nn.Module, scheme: Scheme, batches: Sequence[Sequence[Ten
     simulation = Simulation(scheme, folded=len(fold_batch_norms(network, batches[0])))
     detach = simulation.attach(network)
     try:
-        with torch.no_grad():
-            for inputs in batches if isinstance(scheme, QuantizeStatic) else ():
-                run_network(network, inputs)
-        simulation.start_rounding(network)
+        simulation.prepare(network, batches)
         yield simulation
         simulation.restore()
         simulation.settle(network, batches[0])

@@ -18,6 +18,7 @@ from onnxshrink.config.data import DataRoles
 from onnxshrink.config.stages import Export, Finetune, QuantizeStatic, QuantizeWeights
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.torch_model import load_network
+from onnxshrink.stages import simulate
 from onnxshrink.stages.blocks import quantize_blocks
 from onnxshrink.stages.fake_quantize import grid_of, round_activation, round_blocks, round_weights
 from onnxshrink.stages.fold_batch_norm import fold_batch_norms
@@ -209,6 +210,27 @@ def test_relu_is_part_of_the_operator_before_it() -> None:
         assert lows[1] == 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 4])
+def test_biases_are_corrected_before_training(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Channels keep the means that they have in float, however many the batches; without it they move tenfold."""
+    x = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    scheme = INT8.model_copy(update={"granularity": "per_tensor"})
+
+    def moved() -> float:
+        torch.manual_seed(0)
+        convolutions = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)
+        network = with_statistics(nn.Sequential(*convolutions))
+        network.get_parameter("0.weight")[0] *= 40  # leaves the other channels a few levels
+        wanted = network(x).mean(dim=(0, 2, 3))
+        with simulated(network, scheme, [(part,) for part in x.chunk(count)]):
+            return float((network(x).mean(dim=(0, 2, 3)) - wanted).norm() / wanted.norm())
+
+    corrected = moved()
+    monkeypatch.setattr(simulate, "_HAS_BIAS", ())
+    assert corrected < 0.1 * moved()
+
+
 def test_operators_that_stay_in_float_are_not_rounded() -> None:
     """The settings' operator types count here too."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval()
@@ -256,7 +278,7 @@ def test_training_for_quantization_makes_the_real_artifact_better(
     """Against the original network, on samples it has not seen; the same bytes again for the same seed."""
     made = bench(tmp_path / "a")
     original = made.open(source("Residual"))
-    settings = Finetune(simulate=scheme, epochs=12)
+    settings = Finetune(simulate=scheme, epochs=12, learning_rate=0.01)
     tuned = made.run(settings, original)
     epochs = made.facts["epochs"]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
