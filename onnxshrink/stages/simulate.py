@@ -5,9 +5,10 @@ what the quantize stage will round is rounded: weights on their way into a convo
 ONNX Runtime puts QuantizeLinear and DequantizeLinear, at what its quantizable operators read and write. An output waits
 until it is read: BatchNorm, Relu and Clip are part of the operator before them, so what is rounded is their output.
 
-Before training, biases are corrected: rounding moves the mean of a channel, and its bias moves it back to where it was
-in float (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with
-samples). Training would find that too, in an epoch.
+Before training, where one scale serves a whole weight tensor, its few largest weights are clipped as far as the layer's
+output gains from finer steps for all others; training heals what they meant. Then biases are corrected: rounding moves
+the mean of a channel, and its bias moves it back to where it was in float (Nagel et al. 2019, "Data-Free Quantization
+Through Weight Equalization and Bias Correction", section 4.2, with samples).
 
 While it is trained, every parameter is held in steps: 1/127 of the largest magnitude that shares its scale (1/7 for 4
 bits). So one learning rate suits all layers and widths. In absolute numbers a rate that moves the weights of one layer
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,10 @@ from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import QuantizeStatic, QuantizeWeights
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.torch_model import run_network
-from onnxshrink.stages.fake_quantize import round_activation, round_blocks, round_weights
+from onnxshrink.stages.fake_quantize import Scheme, best_clip, round_activation, rounded_weights
 from onnxshrink.stages.fold_batch_norm import fold_batch_norms
 
-Scheme: TypeAlias = QuantizeStatic | QuantizeWeights
+__all__ = ["Scheme", "Simulation", "simulated"]
 
 # Torch functions by their names without underscores, and the ONNX operators that they become.
 _OPERATORS = {
@@ -63,8 +64,6 @@ _HAS_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 _FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
 # Questions about a tensor, which read none of its values.
 _QUESTIONS = {"get", "size", "dim", "numel", "stride", "len", "is_floating_point", "is_complex", "register_hook"}
-# Of `quantize_weights`: the least weights that gain from fewer bits, and the least in a row that make a block.
-_MIN_WEIGHTS, _MIN_BLOCK = 256, 16
 
 
 class Simulation(TorchFunctionMode):
@@ -86,6 +85,7 @@ class Simulation(TorchFunctionMode):
         # Means of the channels in float, by batch and by the number of the call in a forward pass.
         self._means: dict[tuple[int, int], Tensor] = {}
         self._batch, self._biased = 0, 0
+        self._clips = WeakIdKeyDictionary()
         self._units = WeakIdKeyDictionary()
         # Tensors of this forward pass: outputs that wait to be read, and what others were rounded to.
         self._waiting = WeakIdKeyDictionary()
@@ -123,10 +123,12 @@ class Simulation(TorchFunctionMode):
         return detach
 
     def prepare(self, network: nn.Module, batches: Sequence[Sequence[Tensor]]) -> None:
-        """Observe the ranges of activations, start to round, correct biases, and hold parameters in steps."""
+        """Observe ranges of activations, clip weights, start to round, correct biases, hold parameters in steps."""
         if isinstance(self.scheme, QuantizeStatic):
             self._run("observe", network, batches)
             self._limits = [self._range(seen, self.scheme) for seen in self._statistics]
+            for weights, limit in self._clips.items():  # type: ignore[no-untyped-call]
+                weights.data.clamp_(-limit, limit)
             self._run("correct", network, batches)
         self._statistics.clear()
         self._means.clear()
@@ -193,6 +195,8 @@ class Simulation(TorchFunctionMode):
         if operator in _HAS_WEIGHTS:
             inputs, kwargs = self._with_weights(operator, inputs, dict(kwargs))
         value = self._call(func, inputs, kwargs, operator)
+        if operator in _HAS_WEIGHTS and self._phase == "observe":
+            self._find_clip(func, operator, inputs, kwargs, value)
         if operator and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
             self._waiting[value] = True
         return value
@@ -219,6 +223,24 @@ class Simulation(TorchFunctionMode):
             bias.data.sub_(moved)
             value = value - moved.reshape([-1 if at == axis else 1 for at in range(value.ndim)])
         return value
+
+    def _find_clip(
+        self, func: Callable[..., Any], operator: str, inputs: list[Any], kwargs: Mapping[str, Any], wanted: Tensor
+    ) -> None:
+        """Where to clip weights that share one scale."""
+        weights = kwargs["weight"] if "weight" in kwargs else inputs[1]
+        shared = isinstance(self.scheme, QuantizeStatic) and self.scheme.granularity == "per_tensor"
+        if not shared or operator == "Gather" or not isinstance(weights, nn.Parameter) or weights in self._clips:
+            return
+
+        def noise(rounded: Tensor) -> Tensor:
+            given = {"weight": rounded} if "weight" in kwargs else {}
+            args = inputs if given else [inputs[0], rounded, *inputs[2:]]
+            added: Tensor = func(*args, **{**kwargs, **given}) - wanted
+            return added
+
+        axis = wanted.ndim - 1 if operator == "Gemm" else 1
+        self._clips[weights] = best_clip(weights.detach(), operator, self.scheme, noise, axis=axis)
 
     def _true(self, value: Any) -> Any:
         """A parameter in its true size."""
@@ -280,30 +302,6 @@ class Simulation(TorchFunctionMode):
         if "weight" in kwargs:
             return inputs, kwargs | {"weight": rounded}
         return [inputs[0], rounded, *inputs[2:]], kwargs
-
-
-def rounded_weights(weights: Tensor, operator: str, scheme: Scheme) -> Tensor:
-    """A layer's weights as the quantize stage will round them.
-
-    Args:
-        weights: In torch's layout.
-        operator: ``Conv``, ``ConvTranspose``, ``Gemm`` (any linear layer) or ``Gather`` (an embedding).
-        scheme: Settings of that stage.
-    """
-    output_axis = 1 if operator == "ConvTranspose" else 0
-    if isinstance(scheme, QuantizeStatic):
-        axis = None if scheme.granularity == "per_tensor" or operator == "Gather" else output_axis
-        bits = 7 if scheme.reduce_range is True else 8
-        return round_weights(weights, axis=axis, bits=bits, signed=scheme.types != "u8u8")
-    if weights.numel() < _MIN_WEIGHTS:
-        return weights
-    rows = weights.flatten(1)
-    if operator in ("Conv", "ConvTranspose"):
-        if scheme.bits == 8 or rows.shape[1] < _MIN_BLOCK:
-            return round_weights(weights, axis=output_axis)
-        block_size = min(int(scheme.block_size), rows.shape[1])
-        return round_blocks(rows, bits=scheme.bits, block_size=block_size).view_as(weights)
-    return round_blocks(rows, bits=scheme.bits, block_size=scheme.block_size)
 
 
 @contextmanager

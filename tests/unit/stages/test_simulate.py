@@ -231,6 +231,28 @@ def test_biases_are_corrected_before_training(monkeypatch: pytest.MonkeyPatch, c
     assert corrected < 0.1 * moved()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_a_few_large_weights_give_way_where_all_share_one_scale(granularity: str) -> None:
+    """As far as the output gains from finer steps; where channels have their own scales they stay."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 8)
+    layer.weight[0, 0] = 20.0
+    network = nn.Sequential(layer).eval()
+    x = torch.randn(256, 64)
+    x[:, 0] *= 1e-3  # what it meets is small
+    wanted = network(x)
+    whole = layer.weight.detach().clone()
+    with simulated(network, INT8.model_copy(update={"granularity": granularity}), [(x,)]):
+        pass
+    if granularity == "per_channel":
+        assert float(layer.weight.max()) == pytest.approx(20)
+        return
+    assert 0.1 < float(layer.weight.max()) < 2
+    unclipped = nn.functional.linear(x, round_weights(whole, axis=None), layer.bias)
+    assert float((network(x) - wanted).norm()) < 0.2 * float((unclipped - wanted).norm())
+
+
 def test_operators_that_stay_in_float_are_not_rounded() -> None:
     """The settings' operator types count here too."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval()
