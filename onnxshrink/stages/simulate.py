@@ -59,6 +59,7 @@ _OPERATORS = {
     "batch_norm": "BatchNormalization",
 }
 _HAS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "Gather")
+_MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ONE_INPUT = (*_HAS_WEIGHTS, "LayerNormalization", "InstanceNormalization", "BatchNormalization")
 _HAS_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 _FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
@@ -78,16 +79,19 @@ class Simulation(TorchFunctionMode):
         super().__init__()
         self.scheme = scheme
         self.folded = folded
-        self._phase: Literal["observe", "correct", "round", "settle"] = "observe"
+        self._phase: Literal["count", "observe", "correct", "round", "settle"] = "observe"
         self._statistics: list[TensorStatistics] = []
         self._limits: list[Range | None] = []
         self._place = 0
         # Means of the channels in float, by batch and by the number of the call in a forward pass.
         self._means: dict[tuple[int, int], Tensor] = {}
         self._batch, self._biased = 0, 0
+        # How many layers multiply in a forward pass, and how many of them came so far.
+        self._layers, self._layer = 0, 0
         self._clips = WeakIdKeyDictionary()
         self._units = WeakIdKeyDictionary()
-        # Tensors of this forward pass: outputs that wait to be read, and what others were rounded to.
+        # Tensors of this forward pass: outputs that wait to be read, True if they are rounded
+        # then, and what others were rounded to.
         self._waiting = WeakIdKeyDictionary()
         self._rounded = WeakIdKeyDictionary()
 
@@ -101,7 +105,7 @@ class Simulation(TorchFunctionMode):
 
         def before(module: nn.Module, _: Any) -> None:
             module.eval()
-            self._place = self._biased = 0
+            self._place = self._biased = self._layer = 0
             self.__enter__()  # type: ignore[no-untyped-call]
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
@@ -125,6 +129,8 @@ class Simulation(TorchFunctionMode):
     def prepare(self, network: nn.Module, batches: Sequence[Sequence[Tensor]]) -> None:
         """Observe ranges of activations, clip weights, start to round, correct biases, hold parameters in steps."""
         if isinstance(self.scheme, QuantizeStatic):
+            self._run("count", network, batches[:1])
+            self._layers = self._layer
             self._run("observe", network, batches)
             self._limits = [self._range(seen, self.scheme) for seen in self._statistics]
             for weights, limit in self._clips.items():  # type: ignore[no-untyped-call]
@@ -140,7 +146,10 @@ class Simulation(TorchFunctionMode):
 
     @torch.no_grad()
     def _run(
-        self, phase: Literal["observe", "correct", "settle"], network: nn.Module, batches: Sequence[Sequence[Tensor]]
+        self,
+        phase: Literal["count", "observe", "correct", "settle"],
+        network: nn.Module,
+        batches: Sequence[Sequence[Tensor]],
     ) -> None:
         self._phase = phase
         for self._batch, inputs in enumerate(batches):
@@ -183,12 +192,14 @@ class Simulation(TorchFunctionMode):
             args = tuple(_each(arg, self._true) for arg in args)
             kwargs = {key: _each(value, self._true) for key, value in kwargs.items()}
         if name in _FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
+            is_rounded = self._waiting[args[0]]
             value = self._call(func, args, kwargs, _OPERATORS.get(name))
             if value in self._rounded:
                 del self._rounded[value]  # of what it was before, where it works in place
-            self._waiting[value] = True
+            self._waiting[value] = is_rounded
             return value
-        operator = self._operator(name, args)
+        left = self._is_left(name)
+        operator = None if left else self._operator(name, args)
         read = self._read_input if operator else self._read
         kept = len(args) if operator not in _ONE_INPUT else 1
         inputs = [_each(arg, read) for arg in args[:kept]] + list(args[kept:])
@@ -197,8 +208,8 @@ class Simulation(TorchFunctionMode):
         value = self._call(func, inputs, kwargs, operator)
         if operator in _HAS_WEIGHTS and self._phase == "observe":
             self._find_clip(func, operator, inputs, kwargs, value)
-        if operator and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
-            self._waiting[value] = True
+        if (operator or left) and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
+            self._waiting[value] = not left
         return value
 
     def _call(
@@ -246,6 +257,14 @@ class Simulation(TorchFunctionMode):
         """A parameter in its true size."""
         return value * self._units[value] if isinstance(value, nn.Parameter) and value in self._units else value
 
+    def _is_left(self, name: str) -> bool:
+        """True for the first and last layers that the scheme leaves in float."""
+        if _OPERATORS.get(name) not in _MULTIPLIES:
+            return False
+        place, self._layer = self._layer, self._layer + 1
+        first, last = (getattr(self.scheme, setting, 0) for setting in ("float_first", "float_last"))
+        return self._phase != "count" and not first <= place < self._layers - last and bool(first or last)
+
     def _operator(self, name: str, args: Sequence[Any]) -> str | None:
         """The ONNX operator that a call becomes, or None if its kind is not quantized."""
         operator = _OPERATORS.get(name)
@@ -265,7 +284,8 @@ class Simulation(TorchFunctionMode):
 
     def _read(self, value: Any) -> Any:
         """What a float operator reads: what a quantized one wrote is rounded."""
-        return self._round(value) if isinstance(value, Tensor) and value in self._waiting else value
+        is_rounded = isinstance(value, Tensor) and value in self._waiting and self._waiting[value]
+        return self._round(value) if is_rounded else value
 
     def _round(self, value: Tensor) -> Tensor:
         if value in self._rounded:
@@ -273,6 +293,8 @@ class Simulation(TorchFunctionMode):
             return known
         place, self._place = self._place, self._place + 1
         result = value
+        if self._phase == "count":
+            return value
         if self._phase == "observe":
             if place == len(self._statistics):
                 self._statistics.append(TensorStatistics())
@@ -294,7 +316,7 @@ class Simulation(TorchFunctionMode):
     ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a function, the weights among them rounded."""
         weights = kwargs["weight"] if "weight" in kwargs else inputs[1]
-        if self._phase == "observe" or not weights.is_floating_point():
+        if self._phase in ("count", "observe") or not weights.is_floating_point():
             return inputs, kwargs
         rounded = rounded_weights(weights, operator, self.scheme)
         if self._phase == "settle" and isinstance(weights, nn.Parameter):

@@ -263,6 +263,23 @@ def test_operators_that_stay_in_float_are_not_rounded() -> None:
     torch.testing.assert_close(network.get_parameter("2.weight"), head, rtol=1e-6, atol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("setting", "left"), [("float_first", "0"), ("float_last", "4")])
+def test_outermost_layers_stay_in_float_where_the_scheme_leaves_them(setting: str, left: str) -> None:
+    """With the BatchNorm that becomes part of them; what the next layer reads is rounded."""
+    network = with_statistics(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    )
+    x = torch.randn(32, 1, 6, 6)
+    fold_batch_norms(network, (x,))
+    whole = {name: network.get_parameter(f"{name}.weight").clone() for name in ("0", "4")}
+    with simulated(network, INT8.model_copy(update={setting: 1}), [(x,)]) as simulation:
+        assert simulation.activations == 2  # what the other layer reads and writes
+    for name, weights in whole.items():
+        same = torch.allclose(network.get_parameter(f"{name}.weight"), weights, rtol=1e-6, atol=0)
+        assert same == (name == left)
+
+
 def test_another_way_through_the_forward_is_refused() -> None:
     """Ranges belong to places in one way through it."""
     network = Branching().eval()
