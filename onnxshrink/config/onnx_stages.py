@@ -16,6 +16,9 @@ CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
 """What a processor multiplies bytes with; x86_avx2 is any x86 processor without VNNI."""
 
+BLOCKS_OPSET = 21
+"""From this version on ONNX has weights in blocks of 4 bits, which convolutions are stored in."""
+
 
 class Optimize(StageSettings):
     """Rewrite the float graph into fewer and better-quantizable nodes; the result is compared on real samples."""

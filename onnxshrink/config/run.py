@@ -12,7 +12,16 @@ from onnxshrink.config.base import Model
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
-from onnxshrink.config.stages import Export, Stage
+from onnxshrink.config.stages import (
+    BLOCKS_OPSET,
+    Export,
+    Finetune,
+    PruneChannels,
+    QuantizeStatic,
+    QuantizeWeights,
+    Stage,
+)
+from onnxshrink.config.training import Learning
 from onnxshrink.core.artifact import Kind
 
 RESERVED = ("original", "reference", "source", "teacher", "unpruned")
@@ -69,6 +78,7 @@ class RunConfig(Model):
                     "a chain that ends as an ONNX model",
                     "add {kind: export} to `stages`",
                 )
+            yield from self._simulated(tail, ("variants", name))
         yield from self._data_misfits()
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
@@ -88,6 +98,30 @@ class RunConfig(Model):
                 if self.data.of(role) is None:
                     yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
             kind = stage.gives
+
+    def _simulated(self, tail: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
+        """What undoes quantization-aware training, or misses it."""
+        simulated: QuantizeStatic | QuantizeWeights | None = None
+        for index, stage in enumerate((*self.stages, *tail)):
+            own = index - len(self.stages)
+            loc: tuple[str | int, ...] = ("stages", index) if own < 0 else (*at, own)
+            inner = stage.finetune if isinstance(stage, PruneChannels) else stage
+            if isinstance(stage, Finetune) and stage.simulate is not None:
+                simulated = stage.simulate
+            elif isinstance(inner, Learning) and simulated is not None:
+                yield _misfit(
+                    loc,
+                    f"{stage.kind!r} trains in float what was trained for quantization before it, and undoes that",
+                    "training with `simulate` last",
+                    "put the stage that simulates behind this one",
+                )
+            elif isinstance(stage, Export) and stage.opset < BLOCKS_OPSET and getattr(simulated, "bits", None) == 4:
+                yield _misfit(
+                    loc,
+                    f"training simulated 4 bits, and in opset {stage.opset} convolutions are stored in 8",
+                    f"opset: {BLOCKS_OPSET} or later",
+                    f"{{kind: export, opset: {BLOCKS_OPSET}}}",
+                )
 
     def _order(self, stage: Stage, kind: Kind) -> str:
         """What to do about a stage that is given the wrong kind of model."""

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from onnxshrink.config.onnx_stages import (
+    BLOCKS_OPSET,
     Calibrate,
     CalibrationMethod,
     Equalize,
@@ -24,6 +25,7 @@ from onnxshrink.config.onnx_stages import (
 from onnxshrink.config.torch_stages import Distill, Export, Finetune, PruneChannels, PruneWeights
 
 __all__ = [
+    "BLOCKS_OPSET",
     "AnyStage",
     "Calibrate",
     "CalibrationMethod",

@@ -144,7 +144,7 @@ class Finetune(Recovery, StageSettings):
     simulate: Annotated[QuantizeStatic | QuantizeWeights, Field(discriminator="kind")] | None = None
     """Quantization-aware training: compute as this quantize stage of the variant will, with the same settings, and
     learn the network's own float outputs on `data.calibration`. The learning rate counts in steps of the integer
-    grid; where none is given it is 0.01, and a batch has 8 samples."""
+    grid; where none is given it is 0.003, and a batch has 4 samples."""
 
     @property
     def needs(self) -> tuple[Role, ...]:  # type: ignore[override]
@@ -161,7 +161,7 @@ class Finetune(Recovery, StageSettings):
     def _simulates(cls, value: Any) -> Any:
         """Weights that are right but for rounding move little, and many times."""
         if isinstance(value, Mapping) and value.get("simulate") is not None:
-            return {"learning_rate": 0.01, "batch_size": 8} | dict(value)
+            return {"learning_rate": 0.003, "batch_size": 4} | dict(value)
         return value
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxshrink.config.training import Training
-from onnxshrink.core.errors import TrainingError
+from onnxshrink.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,11 +36,11 @@ def arithmetic(settings: Training, where: str) -> torch.dtype:
         where: The step, for messages.
 
     Raises:
-        TrainingError: float16 without a GPU: its small range needs kernels and a loss scale that only CUDA has.
+        ConfigError: float16 without a GPU: its small range needs kernels and a loss scale that only CUDA has.
     """
     cuda = torch.cuda.is_available()
     if settings.precision == "float16" and not cuda:
-        raise TrainingError(
+        raise ConfigError(
             "float16 training needs a CUDA device, and there is none",
             where=where,
             got="precision: float16",

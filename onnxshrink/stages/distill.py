@@ -14,9 +14,10 @@ from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.runtime.torch_model import count_parameters, load_network, read_architecture, save_network
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.features import observe
-from onnxshrink.stages.learner import Student, Teachers
+from onnxshrink.stages.learner import Student
 from onnxshrink.stages.samples import read_samples
 from onnxshrink.stages.tasks import require_labels
+from onnxshrink.stages.teachers import Teachers
 from onnxshrink.stages.training import train
 
 

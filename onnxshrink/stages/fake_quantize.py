@@ -6,15 +6,22 @@ Rounding has no slope, so its gradient is taken as one: the straight-through est
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onnxshrink.calibration.ranges import Range
+from onnxshrink.config.stages import QuantizeStatic, QuantizeWeights
 from onnxshrink.stages.blocks import quantize_blocks
 
+Scheme: TypeAlias = QuantizeStatic | QuantizeWeights
+
+# Of `quantize_weights`: the least weights that gain from fewer bits, and the least in a row that make a block.
+_MIN_WEIGHTS, _MIN_BLOCK = 256, 16
+_CLIPS = tuple(0.87**k for k in range(25))  # of the largest weight, down to 0.035
 _LEVELS = 255  # steps between the 256 values of a byte
 
 
@@ -85,6 +92,56 @@ def round_blocks(rows: Tensor, *, bits: int, block_size: int) -> Tensor:
     array = np.ascontiguousarray(rows.detach().cpu().numpy(), np.float32)
     rounded = quantize_blocks(array, bits=bits, block_size=block_size).dequantized()
     return _straight_through(rows, torch.from_numpy(np.ascontiguousarray(rounded)).to(rows.device))
+
+
+def rounded_weights(weights: Tensor, operator: str, scheme: Scheme) -> Tensor:
+    """A layer's weights as the quantize stage will round them.
+
+    Args:
+        weights: In torch's layout.
+        operator: ``Conv``, ``ConvTranspose``, ``Gemm`` (any linear layer) or ``Gather`` (an embedding).
+        scheme: Settings of that stage.
+    """
+    output_axis = 1 if operator == "ConvTranspose" else 0
+    if isinstance(scheme, QuantizeStatic):
+        axis = None if scheme.granularity == "per_tensor" or operator == "Gather" else output_axis
+        bits = 7 if scheme.reduce_range is True else 8
+        return round_weights(weights, axis=axis, bits=bits, signed=scheme.types != "u8u8")
+    if weights.numel() < _MIN_WEIGHTS:
+        return weights
+    rows = weights.flatten(1)
+    if operator in ("Conv", "ConvTranspose"):
+        if scheme.bits == 8 or rows.shape[1] < _MIN_BLOCK:
+            return round_weights(weights, axis=output_axis)
+        block_size = min(int(scheme.block_size), rows.shape[1])
+        return round_blocks(rows, bits=scheme.bits, block_size=block_size).view_as(weights)
+    return round_blocks(rows, bits=scheme.bits, block_size=scheme.block_size)
+
+
+def best_clip(
+    weights: Tensor, operator: str, scheme: Scheme, noise: Callable[[Tensor], Tensor], *, axis: int
+) -> Tensor:
+    """The magnitude at which to clip weights that share a scale, so that rounding costs a layer's output the least.
+
+    Its means over all but the channels do not count: the bias corrects them.
+
+    Args:
+        weights: In torch's layout.
+        operator: As for `rounded_weights`.
+        scheme: Settings of the quantize stage.
+        noise: Called with rounded weights; returns what they add to the layer's output.
+        axis: Of the channels in that output.
+
+    Returns:
+        A scalar, at most the largest magnitude.
+    """
+
+    def power(limit: Tensor) -> float:
+        added = noise(rounded_weights(weights.clamp(-limit, limit), operator, scheme))
+        return float(added.var(dim=[at for at in range(added.ndim) if at != axis], correction=0).sum())
+
+    largest = weights.abs().max()
+    return min((largest * clip for clip in _CLIPS), key=power)
 
 
 class _StraightThrough(torch.autograd.Function):

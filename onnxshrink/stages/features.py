@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from onnxshrink.core.errors import ModelError
-from onnxshrink.core.tensors import did_you_mean
 from onnxshrink.runtime.torch_model import run_network
 
 
@@ -56,28 +55,6 @@ def observe(network: nn.Module, inputs: Sequence[Tensor], modules: Collection[st
             )
     features = {name: _full(_first_tensor(given[name], name)) for name in modules}
     return Seen(tuple(map(_full, outputs)), features)
-
-
-def require_module(network: nn.Module, name: str, *, where: str) -> None:
-    """Refuse a name that no module of the network has.
-
-    Args:
-        network: Where the module should be.
-        name: Dotted, as in `named_modules`.
-        where: The setting and the network, for the message.
-
-    Raises:
-        ModelError: With the nearest name.
-    """
-    known = [known for known, _ in network.named_modules() if known]
-    if name not in known:
-        raise ModelError(
-            f"there is no module {name!r}",
-            where=where,
-            got=name,
-            want="the name of a module, such as " + (", ".join(map(repr, known[:5])) or "none: it has no parts"),
-            fix=did_you_mean(name, known),
-        )
 
 
 def _first_tensor(output: Any, name: str) -> Tensor:

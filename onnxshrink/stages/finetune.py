@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from onnxshrink.config.stages import Finetune
 from onnxshrink.core.artifact import Artifact, Facts
-from onnxshrink.runtime.torch_model import count_parameters, load_network, run_network, save_network
+from onnxshrink.runtime.torch_model import count_parameters, load_network, save_network
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.distill import learn
+from onnxshrink.stages.features import observe
 from onnxshrink.stages.samples import TrainingBatch, read_samples
 from onnxshrink.stages.simulate import Scheme, simulated
+from onnxshrink.stages.teachers import Teachers
 from onnxshrink.stages.training import Learner, train
 
 _OBSERVED_SAMPLES = 64  # evenly spaced: what the ranges of activations come from
@@ -41,18 +43,17 @@ class Faithful(Learner):
 
     Args:
         network: What to train.
-        original: The network as it was, in eval mode; it is not trained.
+        original: The network as it was.
     """
 
-    def __init__(self, network: nn.Module, original: nn.Module) -> None:
+    def __init__(self, network: nn.Module, original: Teachers) -> None:
         super().__init__(network)
-        self._original = (original,)  # in a tuple: no module of this one, whose parameters would be trained
+        self._original = original
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Noise as a share of the signal, the mean over all floating outputs: ``sum (y - x)^2 / sum x^2``."""
-        with torch.no_grad():
-            wanted = run_network(*self._original, batch.inputs)
-        given = run_network(self.network, batch.inputs)
+        wanted = self._original(batch, count=None).outputs
+        given = observe(self.network, batch.inputs).outputs
         shares = [
             (y - x).square().sum() / x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
             for y, x in zip(given, wanted, strict=True)
@@ -64,14 +65,16 @@ class Faithful(Learner):
 def _prepare(settings: Finetune, scheme: Scheme, source: Artifact, out: Path, ctx: Context) -> Facts:
     """Train the weights so that they survive rounding: without labels, towards the float network's own outputs."""
     network, architecture = load_network(source)
-    original, _ = load_network(source)
+    original = Teachers([load_network(source)[0]])
     samples = read_samples(ctx, architecture.inputs, labels="unused", role="calibration")
+    kept = original.keep(samples, count=None)
     observed = torch.linspace(0, len(samples) - 1, min(_OBSERVED_SAMPLES, len(samples)), dtype=torch.float64).long()
     batches = [samples.take(rows).inputs for rows in torch.split(observed, _BATCH)]
     with simulated(network, scheme, batches) as simulation:
         facts: Facts = {
             "samples": len(samples),
             "parameters": count_parameters(network),
+            "original_runs": "once" if kept else "on every batch",
             "simulated": scheme.kind,
             "rounded_activations": simulation.activations,
             "folded_batch_norms": simulation.folded,

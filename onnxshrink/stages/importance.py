@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from onnxshrink.config.stages import PruneChannels
 from onnxshrink.core.errors import DataError
-from onnxshrink.core.tensors import LABELS, TensorSpec
+from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import run_network, traceable
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.samples import read_samples
 
 Importance: TypeAlias = Callable[[tp.Group], Tensor | None]
 """A group of layers that share channels to ``(channels,)`` scores, or None where it holds nothing to judge by."""
@@ -45,9 +46,10 @@ def importance_of(settings: PruneChannels) -> Importance:
 def take_gradients(network: nn.Module, specs: Sequence[TensorSpec], ctx: Context) -> int:
     """Leave in every parameter the gradient of a loss, summed over up to 1024 samples of ``data.train``.
 
-    The loss is the cross-entropy for integer labels and the squared error for others. Without labels it is half the
-    square of the outputs: how much of them goes with a channel. (Against the network's own outputs every loss is at its
-    minimum, and its gradient zero.)
+    Of more samples the seed draws as many: folders of images come one class after the other. The loss is the
+    cross-entropy for integer labels and the squared error for others. Without labels it is half the square of the
+    outputs: how much of them goes with a channel. (Against the network's own outputs every loss is at its minimum, and
+    its gradient zero.)
 
     Returns:
         Number of samples.
@@ -55,23 +57,15 @@ def take_gradients(network: nn.Module, specs: Sequence[TensorSpec], ctx: Context
     Raises:
         DataError: The samples or their labels do not fit.
     """
-    reader = ctx.reader("train", specs, batch_size=_BATCH_SIZE)
-    assert reader is not None  # noqa: S101  # `needs` has train: the config is refused without it
-    if reader.has_labels:
-        reader = ctx.reader("train", specs, batch_size=_BATCH_SIZE, labels=True)
-        assert reader is not None  # noqa: S101
-    count = 0
+    samples = read_samples(ctx, specs, labels="wanted")
+    drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(ctx.seed))[:_MAX_SAMPLES]
     network.zero_grad()
     with traceable(network):
-        for batch in reader:
-            inputs = [torch.from_numpy(batch[spec.name]) for spec in specs]
-            labels = torch.from_numpy(batch[LABELS]) if LABELS in batch else None
-            output = run_network(network, inputs)[0]
-            _loss(output, labels, where=reader.where).backward()  # type: ignore[no-untyped-call]
-            count += len(output)
-            if count >= _MAX_SAMPLES:
-                break
-    return count
+        for rows in torch.split(drawn.sort().values, _BATCH_SIZE):
+            batch = samples.take(rows)
+            output = run_network(network, batch.inputs)[0]
+            _loss(output, batch.labels, where=samples.where).backward()  # type: ignore[no-untyped-call]
+    return len(drawn)
 
 
 def _loss(output: Tensor, labels: Tensor | None, *, where: str) -> Tensor:

@@ -1,9 +1,8 @@
-"""A student and its teachers: what flows from their outputs and modules into the terms of the loss."""
+"""A student: what flows from its outputs and modules, and from its teachers', into the terms of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -26,7 +25,7 @@ from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.importing import load_entry
 from onnxshrink.stages.acceleration import make_accelerator
-from onnxshrink.stages.features import Seen, observe, require_module
+from onnxshrink.stages.features import Seen, observe
 from onnxshrink.stages.loop import Learner
 from onnxshrink.stages.losses import (
     aligned,
@@ -36,78 +35,10 @@ from onnxshrink.stages.losses import (
     label_entropy,
     softened_divergence,
 )
+from onnxshrink.stages.named_modules import find_modules
 from onnxshrink.stages.samples import Samples, TrainingBatch
 from onnxshrink.stages.tasks import figure, form_of, misses, require_answer
-
-_KEPT_BYTES = 1 << 29
-_BATCH_SIZE = 256
-
-
-class Teachers:
-    """Networks to learn from: run in eval mode, never trained and never saved.
-
-    Not a module, so that no learner takes their parameters for its own.
-
-    Args:
-        networks: At least one.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self.networks = tuple(network.eval() for network in networks)
-        self._kept: tuple[Tensor, ...] | None = None
-
-    @torch.no_grad()
-    def __call__(self, batch: TrainingBatch, modules: Sequence[str] = (), *, count: int | None = 1) -> Seen:
-        """What they say of some samples.
-
-        Args:
-            batch: The samples.
-            modules: Modules of the first teacher to look at.
-            count: Outputs that are wanted; None for all.
-
-        Returns:
-            The first ``count`` outputs, each the mean over the teachers: for logits that is the geometric mean of their
-            distributions at every temperature, one of the two that Hinton et al. (2015, section 2) name.
-        """
-        device = batch.inputs[0].device
-        if self._kept is not None:
-            return Seen(tuple(values[batch.rows].to(device) for values in self._kept), {})
-        first, *others = (
-            observe(network.to(device), batch.inputs, () if at else modules) for at, network in enumerate(self.networks)
-        )
-        outputs = first.outputs[:count]
-        for other in others:
-            if [x.shape for x in other.outputs[:count]] != [x.shape for x in outputs]:
-                raise ModelError(
-                    "the outputs of the teachers cannot be averaged",
-                    where="averaged_with",
-                    got=", ".join(form_of(output) for output in other.outputs[:count]),
-                    want=", ".join(form_of(output) for output in outputs) + ", as of the first teacher",
-                )
-            outputs = tuple(a + b for a, b in zip(outputs, other.outputs, strict=False))
-        return Seen(tuple(output / len(self.networks) for output in outputs) if others else outputs, first.features)
-
-    def keep(self, samples: Samples, *, count: int | None) -> bool:
-        """Let them say once what they say of every sample, if it is the same every epoch and takes half a GiB at most.
-
-        Args:
-            samples: All that will be asked.
-            count: Outputs that will be wanted; None for all.
-
-        Returns:
-            False if they will run on each batch.
-        """
-        if samples.is_random:
-            return False
-        one = self(samples.take(torch.arange(2)), count=count).outputs
-        if not all(output.ndim and len(output) == 2 for output in one):
-            return False  # not one for each sample
-        if sum(output[0].numel() * output.element_size() for output in one) * len(samples) > _KEPT_BYTES:
-            return False
-        parts = _parts(samples, make_accelerator().device)
-        said = [[output.cpu() for output in self(part, count=count).outputs] for part in parts]
-        self._kept = tuple(torch.cat(values) for values in zip(*said, strict=True))
-        return True
+from onnxshrink.stages.teachers import Teachers
 
 
 class Student(Learner):
@@ -122,8 +53,8 @@ class Student(Learner):
         seed: Of the adapters' first weights.
 
     Raises:
-        ConfigError: A user's loss cannot be imported.
-        ModelError: An output, a module's name or its features do not fit a term.
+        ConfigError: A user's loss cannot be imported, or a term names a module that is not there.
+        ModelError: An output or a module's features do not fit a term.
     """
 
     def __init__(
@@ -144,9 +75,9 @@ class Student(Learner):
         self._count = None if self._calls else 1
         hints = [loss for loss in losses if isinstance(loss, (FeatureHint, AttentionTransfer))]
         for loss in hints:
-            require_module(network, loss.student, where=f"losses, {loss.kind}.student")
+            find_modules(network, [loss.student], option=f"{loss.kind}.student", where="losses")
             if teachers is not None:
-                require_module(teachers.networks[0], loss.teacher, where=f"losses, {loss.kind}.teacher")
+                find_modules(teachers.networks[0], [loss.teacher], option=f"{loss.kind}.teacher", where="losses")
         self._watched = tuple(dict.fromkeys(loss.student for loss in hints))
         self._teachers_watched = tuple(dict.fromkeys(loss.teacher for loss in hints))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -189,7 +120,7 @@ class Student(Learner):
         device = make_accelerator().device
         self.network.to(device).eval()
         sums: dict[str, tuple[float, float]] = {}
-        for batch in _parts(samples, device):
+        for batch in samples.in_order(device):
             answer = observe(self.network, batch.inputs).outputs[0]
             for name, wanted in self._wanted(answer, batch).items():
                 missed, counted = (float(values.double().sum()) for values in misses(answer, wanted, self.task))
@@ -328,11 +259,3 @@ def _named(losses: Sequence[Loss]) -> dict[str, Loss]:
     return {
         f"{loss.kind}_{count + 1}" if count else loss.kind: loss for loss, count in zip(losses, counts, strict=True)
     }
-
-
-def _parts(samples: Samples, device: torch.device) -> Iterator[TrainingBatch]:
-    """All samples in order, where the training takes them."""
-    for rows in torch.split(torch.arange(len(samples)), _BATCH_SIZE):
-        batch = samples.take(rows)
-        labels = None if batch.labels is None else batch.labels.to(device)
-        yield replace(batch, inputs=tuple(tensor.to(device) for tensor in batch.inputs), labels=labels)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -219,9 +218,7 @@ class Loop:
         self._average.swap()
 
     def _take(self, rows: Tensor, epoch: int | None = None) -> TrainingBatch:
-        batch, device = self._samples.take(rows, epoch=epoch), self._accelerator.device
-        labels = None if batch.labels is None else batch.labels.to(device)
-        return replace(batch, inputs=tuple(tensor.to(device) for tensor in batch.inputs), labels=labels)
+        return self._samples.take(rows, epoch=epoch).to(self._accelerator.device)
 
     def _state(self) -> dict[str, Any]:
         """All that the next step depends on, but for what follows from data, settings and seed."""

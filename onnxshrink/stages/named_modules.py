@@ -9,6 +9,8 @@ from torch import nn
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.tensors import did_you_mean
 
+_SHOWN = 12
+
 
 def find_modules(network: nn.Module, names: Sequence[str], *, option: str, where: str) -> list[nn.Module]:
     """The modules of those dotted names, in that order.
@@ -30,7 +32,7 @@ def find_modules(network: nn.Module, names: Sequence[str], *, option: str, where
 
 
 def unknown_module(network: nn.Module, name: str, *, option: str, where: str) -> ConfigError:
-    """The error of a name that no module has: with the nearest that one has, or the modules that hold weights."""
+    """The error of a name that no module has: with the nearest that one has, and some that hold weights."""
     modules = dict(network.named_modules())
     weighted = [
         known for known, module in modules.items() if known and next(module.parameters(recurse=False), None) is not None
@@ -39,6 +41,6 @@ def unknown_module(network: nn.Module, name: str, *, option: str, where: str) ->
         f"`{option}` names {name!r}, and the network has no such module",
         where=where,
         got=name,
-        want="a module's name",
-        fix=did_you_mean(name, list(modules)) or f"one of {', '.join(weighted)}",
+        want="a module's name, such as " + (", ".join(weighted[:_SHOWN]) or "none: it has no parts"),
+        fix=did_you_mean(name, [known for known in modules if known]),
     )

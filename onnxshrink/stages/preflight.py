@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import PruneChannels, Stage, StaticQuantization
-from onnxshrink.config.training import EntryLoss, Learning
+from onnxshrink.config.stages import PruneChannels, PruneWeights, Stage, StaticQuantization
+from onnxshrink.config.training import AttentionTransfer, EntryLoss, FeatureHint, Learning, Training
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
@@ -31,6 +31,12 @@ def preflight(config: RunConfig) -> None:
         require_provider(target)
     for entry in _entries(config):
         require_entry(entry)
+    for training in _trainings(stages):
+        if training.precision == "float16":
+            from onnxshrink.stages.acceleration import arithmetic
+
+            arithmetic(training, "the config")
+    _refuse_unknown_modules(config)
     specs = model_inputs(config)
     for target in config.targets:
         require_batch(target, specs, where="the model")
@@ -68,6 +74,50 @@ def _entries(config: RunConfig) -> list[str]:
     roles = (config.data.train, config.data.calibration, config.data.evaluation)
     entries += [data.entry for data in roles if isinstance(data, EntryData)]
     return list(dict.fromkeys(entries))
+
+
+def _refuse_unknown_modules(config: RunConfig) -> None:
+    """Raise where a stage names a module that its network does not have: no stage renames any."""
+    if not isinstance(config.model, FactorySource):
+        return
+    wanted: dict[str, tuple[FactorySource, list[tuple[str, str, Collection[str]]]]] = {}
+    for name, chain in config.branches():
+        for stage in chain:
+            for source, option, modules in _named_modules(config.model, stage):
+                if modules:
+                    _, known = wanted.setdefault(source.model_dump_json(), (source, []))
+                    known.append((f"{name}/{stage.kind}", option, modules))
+    for source, named in wanted.values():
+        from onnxshrink.runtime.torch_model import Architecture, build_network
+        from onnxshrink.stages.named_modules import find_modules
+
+        network = build_network(Architecture.of(source), seed=config.seed)
+        for where, option, modules in named:
+            find_modules(network, tuple(modules), option=option, where=where)
+
+
+def _named_modules(model: FactorySource, stage: Stage) -> Iterator[tuple[FactorySource, str, Collection[str]]]:
+    """Whose modules a stage names, in which option, and their names."""
+    if isinstance(stage, PruneChannels | PruneWeights):
+        yield model, "ignore", stage.ignore
+    if isinstance(stage, PruneChannels):
+        yield model, "num_heads", stage.num_heads
+    for learning in _learnings([stage]):
+        for loss in learning.losses:
+            if isinstance(loss, FeatureHint | AttentionTransfer):
+                yield model, f"{loss.kind}.student", (loss.student,)
+                if (teacher := learning.teacher) is not None:
+                    named = {"factory": teacher.factory, "args": teacher.args, "weights": None, "outputs": None}
+                    yield model.model_copy(update=named), f"{loss.kind}.teacher", (loss.teacher,)
+
+
+def _trainings(stages: Iterable[Stage]) -> Iterator[Training]:
+    """All that is trained, teachers too."""
+    for learning in _learnings(stages):
+        yield learning
+        for teacher in learning.teachers:
+            if teacher.train is not None:
+                yield teacher.train
 
 
 def _learnings(stages: Iterable[Stage]) -> Iterator[Learning]:

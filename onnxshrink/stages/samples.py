@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,6 +37,11 @@ class TrainingBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same with inputs and labels on a device; the rows stay."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, inputs=tuple(tensor.to(device) for tensor in self.inputs), labels=labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,11 @@ class Samples:
             batch = self.source.take(rows.numpy(), draw)
         inputs = tuple(torch.from_numpy(batch[name]) for name in self.inputs)
         return TrainingBatch(inputs, None if self.labels is None else self.labels[rows], rows)
+
+    def in_order(self, device: torch.device) -> Iterator[TrainingBatch]:
+        """All of them, without chance, in batches on a device."""
+        for rows in torch.split(torch.arange(len(self)), _READ_SAMPLES):
+            yield self.take(rows).to(device)
 
 
 def read_samples(

@@ -5,6 +5,11 @@ what the quantize stage will round is rounded: weights on their way into a convo
 ONNX Runtime puts QuantizeLinear and DequantizeLinear, at what its quantizable operators read and write. An output waits
 until it is read: BatchNorm, Relu and Clip are part of the operator before them, so what is rounded is their output.
 
+Before training, where one scale serves a whole weight tensor, its few largest weights are clipped as far as the layer's
+output gains from finer steps for all others; training heals what they meant. Then biases are corrected: rounding moves
+the mean of a channel, and its bias moves it back to where it was in float (Nagel et al. 2019, "Data-Free Quantization
+Through Weight Equalization and Bias Correction", section 4.2, with samples).
+
 While it is trained, every parameter is held in steps: 1/127 of the largest magnitude that shares its scale (1/7 for 4
 bits). So one learning rate suits all layers and widths. In absolute numbers a rate that moves the weights of one layer
 by a thousandth of a step moves those of another by several.
@@ -17,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +34,10 @@ from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import QuantizeStatic, QuantizeWeights
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.torch_model import run_network
-from onnxshrink.stages.fake_quantize import round_activation, round_blocks, round_weights
+from onnxshrink.stages.fake_quantize import Scheme, best_clip, round_activation, rounded_weights
 from onnxshrink.stages.fold_batch_norm import fold_batch_norms
 
-Scheme: TypeAlias = QuantizeStatic | QuantizeWeights
+__all__ = ["Scheme", "Simulation", "simulated"]
 
 # Torch functions by their names without underscores, and the ONNX operators that they become.
 _OPERATORS = {
@@ -54,12 +59,12 @@ _OPERATORS = {
     "batch_norm": "BatchNormalization",
 }
 _HAS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "Gather")
+_MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ONE_INPUT = (*_HAS_WEIGHTS, "LayerNormalization", "InstanceNormalization", "BatchNormalization")
+_HAS_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 _FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
 # Questions about a tensor, which read none of its values.
 _QUESTIONS = {"get", "size", "dim", "numel", "stride", "len", "is_floating_point", "is_complex", "register_hook"}
-# Of `quantize_weights`: the least weights that gain from fewer bits, and the least in a row that make a block.
-_MIN_WEIGHTS, _MIN_BLOCK = 256, 16
 
 
 class Simulation(TorchFunctionMode):
@@ -74,12 +79,19 @@ class Simulation(TorchFunctionMode):
         super().__init__()
         self.scheme = scheme
         self.folded = folded
-        self._phase: Literal["observe", "round", "settle"] = "observe"
+        self._phase: Literal["count", "observe", "correct", "round", "settle"] = "observe"
         self._statistics: list[TensorStatistics] = []
         self._limits: list[Range | None] = []
         self._place = 0
+        # Means of the channels in float, by batch and by the number of the call in a forward pass.
+        self._means: dict[tuple[int, int], Tensor] = {}
+        self._batch, self._biased = 0, 0
+        # How many layers multiply in a forward pass, and how many of them came so far.
+        self._layers, self._layer = 0, 0
+        self._clips = WeakIdKeyDictionary()
         self._units = WeakIdKeyDictionary()
-        # Tensors of this forward pass: outputs that wait to be read, and what others were rounded to.
+        # Tensors of this forward pass: outputs that wait to be read, True if they are rounded
+        # then, and what others were rounded to.
         self._waiting = WeakIdKeyDictionary()
         self._rounded = WeakIdKeyDictionary()
 
@@ -93,7 +105,7 @@ class Simulation(TorchFunctionMode):
 
         def before(module: nn.Module, _: Any) -> None:
             module.eval()
-            self._place = 0
+            self._place = self._biased = self._layer = 0
             self.__enter__()  # type: ignore[no-untyped-call]
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
@@ -114,22 +126,42 @@ class Simulation(TorchFunctionMode):
 
         return detach
 
-    def start_rounding(self, network: nn.Module) -> None:
-        """Decide on the ranges of what was observed; what no 8 bits can serve is left. Parameters are held in steps."""
-        settings = self.scheme
-        if isinstance(settings, QuantizeStatic):
-            # `auto` asks the finished int8 model, which there is none of yet; `mse` is where it starts from most often.
-            method = "mse" if settings.method == "auto" else settings.method
-            for seen in self._statistics:
-                fit = seen.is_finite and absurd_reason(seen) is None
-                limits = value_range(seen, method, percentile=settings.percentile) if fit else None
-                self._limits.append(limits)
+    def prepare(self, network: nn.Module, batches: Sequence[Sequence[Tensor]]) -> None:
+        """Observe ranges of activations, clip weights, start to round, correct biases, hold parameters in steps."""
+        if isinstance(self.scheme, QuantizeStatic):
+            self._run("count", network, batches[:1])
+            self._layers = self._layer
+            self._run("observe", network, batches)
+            self._limits = [self._range(seen, self.scheme) for seen in self._statistics]
+            for weights, limit in self._clips.items():  # type: ignore[no-untyped-call]
+                weights.data.clamp_(-limit, limit)
+            self._run("correct", network, batches)
         self._statistics.clear()
+        self._means.clear()
         self._phase = "round"
         for parameter in network.parameters():
             if parameter.requires_grad:
                 self._units[parameter] = unit = self._unit(parameter.detach())
                 parameter.data.div_(unit)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        phase: Literal["count", "observe", "correct", "settle"],
+        network: nn.Module,
+        batches: Sequence[Sequence[Tensor]],
+    ) -> None:
+        self._phase = phase
+        for self._batch, inputs in enumerate(batches):
+            run_network(network, inputs)
+
+    @staticmethod
+    def _range(seen: TensorStatistics, settings: QuantizeStatic) -> Range | None:
+        """The range of an activation; None for what no 8 bits can serve, which is left."""
+        # `auto` asks the finished int8 model, which there is none of yet; `mse` is where it starts from most often.
+        method = "mse" if settings.method == "auto" else settings.method
+        fit = seen.is_finite and absurd_reason(seen) is None
+        return value_range(seen, method, percentile=settings.percentile) if fit else None
 
     def restore(self) -> None:
         """Give the parameters their true size again; they are plain numbers from here on."""
@@ -139,9 +171,7 @@ class Simulation(TorchFunctionMode):
 
     def settle(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Leave every weight as it was last rounded, so that the quantize stage finds it on its grid."""
-        self._phase = "settle"
-        with torch.no_grad():
-            run_network(network, inputs)
+        self._run("settle", network, [inputs])
 
     def _unit(self, values: Tensor) -> Tensor:
         """A step of each scale's grid, in a shape that fits beside ``values``; 1/127 where all are zero."""
@@ -164,25 +194,80 @@ class Simulation(TorchFunctionMode):
             args = tuple(_each(arg, self._true) for arg in args)
             kwargs = {key: _each(value, self._true) for key, value in kwargs.items()}
         if name in _FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
-            value = func(*args, **kwargs)
+            is_rounded = self._waiting[args[0]]
+            value = self._call(func, args, kwargs, _OPERATORS.get(name))
             if value in self._rounded:
                 del self._rounded[value]  # of what it was before, where it works in place
-            self._waiting[value] = True
+            self._waiting[value] = is_rounded
             return value
-        operator = self._operator(name, args)
+        left = self._is_left(name)
+        operator = None if left else self._operator(name, args)
         read = self._read_input if operator else self._read
         kept = len(args) if operator not in _ONE_INPUT else 1
         inputs = [_each(arg, read) for arg in args[:kept]] + list(args[kept:])
         if operator in _HAS_WEIGHTS:
             inputs, kwargs = self._with_weights(operator, inputs, dict(kwargs))
-        value = func(*inputs, **kwargs)
-        if operator and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
-            self._waiting[value] = True
+        value = self._call(func, inputs, kwargs, operator)
+        if operator in _HAS_WEIGHTS and self._phase == "observe":
+            self._find_clip(func, operator, inputs, kwargs, value)
+        if (operator or left) and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
+            self._waiting[value] = not left
         return value
+
+    def _call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], operator: str | None
+    ) -> Any:
+        """What a function gives; before training also what its channels' means are, or should be."""
+        value = func(*args, **kwargs)
+        if self._phase not in ("observe", "correct") or operator not in _HAS_BIAS:
+            return value
+        bias = kwargs.get("bias", args[2] if len(args) > 2 and operator != "BatchNormalization" else None)
+        if not isinstance(bias, nn.Parameter):
+            return value
+        axis = value.ndim - 1 if operator == "Gemm" else 1
+        mean = value.mean(dim=[at for at in range(value.ndim) if at != axis])
+        key = self._batch, self._biased
+        self._biased += 1
+        if self._phase == "observe":
+            self._means[key] = mean
+        elif key in self._means and mean.shape == self._means[key].shape == bias.shape:
+            # The first batch corrects in full, the second by a half, ...: in the end their mean has been subtracted.
+            moved = (mean - self._means[key]) / (self._batch + 1)
+            bias.data.sub_(moved)
+            value = value - moved.reshape([-1 if at == axis else 1 for at in range(value.ndim)])
+        return value
+
+    def _find_clip(
+        self, func: Callable[..., Any], operator: str, inputs: list[Any], kwargs: Mapping[str, Any], wanted: Tensor
+    ) -> None:
+        """Where to clip weights that share one scale."""
+        weights = kwargs["weight"] if "weight" in kwargs else inputs[1]
+        shared = isinstance(self.scheme, QuantizeStatic) and self.scheme.granularity == "per_tensor"
+        if not shared or operator == "Gather" or not isinstance(weights, nn.Parameter) or weights in self._clips:
+            return
+
+        def noise(rounded: Tensor) -> Tensor:
+            given = {"weight": rounded} if "weight" in kwargs else {}
+            args = inputs if given else [inputs[0], rounded, *inputs[2:]]
+            added: Tensor = func(*args, **{**kwargs, **given}) - wanted
+            return added
+
+        axis = wanted.ndim - 1 if operator == "Gemm" else 1
+        self._clips[weights] = best_clip(weights.detach(), operator, self.scheme, noise, axis=axis)
 
     def _true(self, value: Any) -> Any:
         """A parameter in its true size."""
         return value * self._units[value] if isinstance(value, nn.Parameter) and value in self._units else value
+
+    def _is_left(self, name: str) -> bool:
+        """True for the first and last layers that the scheme leaves in float."""
+        if _OPERATORS.get(name) not in _MULTIPLIES:
+            return False
+        place, self._layer = self._layer, self._layer + 1
+        if not isinstance(self.scheme, QuantizeStatic):
+            return False
+        first, last = self.scheme.float_first, self.scheme.float_last
+        return self._phase != "count" and not first <= place < self._layers - last and bool(first or last)
 
     def _operator(self, name: str, args: Sequence[Any]) -> str | None:
         """The ONNX operator that a call becomes, or None if its kind is not quantized."""
@@ -203,7 +288,8 @@ class Simulation(TorchFunctionMode):
 
     def _read(self, value: Any) -> Any:
         """What a float operator reads: what a quantized one wrote is rounded."""
-        return self._round(value) if isinstance(value, Tensor) and value in self._waiting else value
+        is_rounded = isinstance(value, Tensor) and value in self._waiting and self._waiting[value]
+        return self._round(value) if is_rounded else value
 
     def _round(self, value: Tensor) -> Tensor:
         if value in self._rounded:
@@ -211,6 +297,8 @@ class Simulation(TorchFunctionMode):
             return known
         place, self._place = self._place, self._place + 1
         result = value
+        if self._phase == "count":
+            return value
         if self._phase == "observe":
             if place == len(self._statistics):
                 self._statistics.append(TensorStatistics())
@@ -232,7 +320,7 @@ class Simulation(TorchFunctionMode):
     ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a function, the weights among them rounded."""
         weights = kwargs["weight"] if "weight" in kwargs else inputs[1]
-        if self._phase == "observe" or not weights.is_floating_point():
+        if self._phase in ("count", "observe") or not weights.is_floating_point():
             return inputs, kwargs
         rounded = rounded_weights(weights, operator, self.scheme)
         if self._phase == "settle" and isinstance(weights, nn.Parameter):
@@ -240,30 +328,6 @@ class Simulation(TorchFunctionMode):
         if "weight" in kwargs:
             return inputs, kwargs | {"weight": rounded}
         return [inputs[0], rounded, *inputs[2:]], kwargs
-
-
-def rounded_weights(weights: Tensor, operator: str, scheme: Scheme) -> Tensor:
-    """A layer's weights as the quantize stage will round them.
-
-    Args:
-        weights: In torch's layout.
-        operator: ``Conv``, ``ConvTranspose``, ``Gemm`` (any linear layer) or ``Gather`` (an embedding).
-        scheme: Settings of that stage.
-    """
-    output_axis = 1 if operator == "ConvTranspose" else 0
-    if isinstance(scheme, QuantizeStatic):
-        axis = None if scheme.granularity == "per_tensor" or operator == "Gather" else output_axis
-        bits = 7 if scheme.reduce_range is True else 8
-        return round_weights(weights, axis=axis, bits=bits, signed=scheme.types != "u8u8")
-    if weights.numel() < _MIN_WEIGHTS:
-        return weights
-    rows = weights.flatten(1)
-    if operator in ("Conv", "ConvTranspose"):
-        if scheme.bits == 8 or rows.shape[1] < _MIN_BLOCK:
-            return round_weights(weights, axis=output_axis)
-        block_size = min(int(scheme.block_size), rows.shape[1])
-        return round_blocks(rows, bits=scheme.bits, block_size=block_size).view_as(weights)
-    return round_blocks(rows, bits=scheme.bits, block_size=scheme.block_size)
 
 
 @contextmanager
@@ -281,10 +345,7 @@ def simulated(network: nn.Module, scheme: Scheme, batches: Sequence[Sequence[Ten
     simulation = Simulation(scheme, folded=len(fold_batch_norms(network, batches[0])))
     detach = simulation.attach(network)
     try:
-        with torch.no_grad():
-            for inputs in batches if isinstance(scheme, QuantizeStatic) else ():
-                run_network(network, inputs)
-        simulation.start_rounding(network)
+        simulation.prepare(network, batches)
         yield simulation
         simulation.restore()
         simulation.settle(network, batches[0])

@@ -12,13 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxshrink.config.stages import QuantizeWeights
+from onnxshrink.config.stages import BLOCKS_OPSET, QuantizeWeights
 from onnxshrink.runtime.graph import opset_of
 from onnxshrink.stages.blocks import packed, quantize_blocks
 from onnxshrink.stages.gemm import drop_unused_initializers, unfold_gemms
 
 _MICROSOFT = "com.microsoft"
-_BLOCKED_DEQUANTIZE_OPSET = 21
 _MIN_BLOCK = 16
 
 
@@ -154,8 +153,8 @@ class _Rewriter:
         if self.settings.bits == 4:
             note["reason"] = (
                 f"a block of 4 bits needs {_MIN_BLOCK} weights in a channel"
-                if opset_of(self.model) >= _BLOCKED_DEQUANTIZE_OPSET
-                else f"blocks of 4 bits need opset {_BLOCKED_DEQUANTIZE_OPSET}: set the opset of export"
+                if opset_of(self.model) >= BLOCKS_OPSET
+                else f"blocks of 4 bits need opset {BLOCKS_OPSET}: set the opset of export"
             )
         return [new], note
 
@@ -189,7 +188,7 @@ class _Rewriter:
 
 
 def _has_blocks(model: onnx.ModelProto, array: NDArray[np.float32]) -> bool:
-    return opset_of(model) >= _BLOCKED_DEQUANTIZE_OPSET and array[0].size >= _MIN_BLOCK
+    return opset_of(model) >= BLOCKS_OPSET and array[0].size >= _MIN_BLOCK
 
 
 def _unsigned(values: NDArray[np.uint8], bits: int) -> TensorProto:

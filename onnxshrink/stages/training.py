@@ -41,8 +41,9 @@ def train(learner: Learner, samples: Samples, settings: Training, ctx: Context, 
         and ``peak_gpu_memory_bytes``.
 
     Raises:
-        TrainingError: The loss or a gradient is not finite; every parameter is frozen; the device cannot do the
-            precision; early stopping leaves too few samples.
+        ConfigError: The device cannot do the precision.
+        TrainingError: The loss or a gradient is not finite; every parameter is frozen; early stopping leaves too few
+            samples.
     """
     dtype = arithmetic(settings, ctx.step)
     if not any(parameter.requires_grad for parameter in learner.parameters()):

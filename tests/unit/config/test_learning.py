@@ -87,3 +87,56 @@ def test_teachers_come_in_order() -> None:
     assert Finetune().teachers == ()
     with pytest.raises(ValidationError):
         Finetune(averaged_with=(other,))
+
+
+@pytest.mark.parametrize(
+    ("stages", "variant", "what"),
+    [
+        ("{kind: finetune, simulate: INT8}", "{kind: finetune}, {kind: export}", "trains in float"),
+        ("{kind: finetune, simulate: INT8}, {kind: finetune}", "{kind: export}", "trains in float"),
+        (
+            "{kind: finetune, simulate: INT8}",
+            "{kind: distill, teacher: {factory: nets:build}}, {kind: export}",
+            "trains in float",
+        ),
+        (
+            "{kind: finetune, simulate: INT8}",
+            "{kind: prune_channels, pruning_ratio: 0.5, steps: 2, finetune: {}}, {kind: export}",
+            "trains in float",
+        ),
+        ("{kind: finetune, simulate: {kind: quantize_weights}}", "{kind: export, opset: 20}", "stored in 8"),
+    ],
+)
+def test_what_undoes_training_for_quantization_is_refused(tmp_path: Path, stages: str, variant: str, what: str) -> None:
+    """Training in float after it, wherever the two are; 4 bits that the opset does not have."""
+    with pytest.raises(ConfigError, match=what):
+        load_simulating(tmp_path, stages, variant)
+
+
+@pytest.mark.parametrize(
+    ("stages", "variant"),
+    [
+        ("{kind: finetune}, {kind: finetune, simulate: INT8}", "{kind: export}"),
+        ("{kind: finetune, simulate: INT8}, {kind: finetune, simulate: INT8}", "{kind: export}"),
+        ("{kind: finetune, simulate: {kind: quantize_weights}}", "{kind: export, opset: 21}"),
+        ("{kind: finetune, simulate: {kind: quantize_weights, bits: 8}}", "{kind: export}"),
+        ("{kind: finetune, simulate: INT8}, {kind: prune_channels, pruning_ratio: 0.5}", "{kind: export}"),
+    ],
+)
+def test_training_for_quantization_may_be_last(tmp_path: Path, stages: str, variant: str) -> None:
+    """What comes before it may train, and what comes behind it may do anything else."""
+    load_simulating(tmp_path, stages, variant)
+
+
+def load_simulating(folder: Path, stages: str, variant: str) -> None:
+    """Load a config with those stages, INT8 written out."""
+    (folder / "d.npz").touch()
+    (folder / "cfg.yaml").write_text(
+        f"""\
+model: {{factory: "nets:build", inputs: {{image: {{shape: [batch, 4]}}}}}}
+data: {{train: {{npz: d.npz}}, calibration: {{npz: d.npz}}}}
+stages: [{stages}]
+variants: {{small: [{variant}]}}
+""".replace("INT8", "{kind: quantize_static}")
+    )
+    load_config(folder / "cfg.yaml")

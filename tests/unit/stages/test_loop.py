@@ -15,7 +15,7 @@ from torch_models import Bench, held_samples
 
 from onnxshrink.config.training import EarlyStopping, Training
 from onnxshrink.core.artifact import Facts
-from onnxshrink.core.errors import TrainingError
+from onnxshrink.core.errors import ConfigError, TrainingError
 from onnxshrink.core.events import Silent
 from onnxshrink.stages.context import Context
 from onnxshrink.stages.early_stopping import best_epoch, hold_out, is_over
@@ -269,7 +269,7 @@ def test_bfloat16_trains_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16")
 def test_float16_without_a_gpu_is_refused(tmp_path: Path) -> None:
     """Before the first step, with what to do."""
-    with pytest.raises(TrainingError, match="needs a CUDA device") as caught:
+    with pytest.raises(ConfigError, match="needs a CUDA device") as caught:
         train(learner_of(), samples_of(), Training(precision="float16"), Bench(tmp_path, events=Killer(1)).context)
     assert caught.value.fix == "precision: auto"
 

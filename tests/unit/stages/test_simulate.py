@@ -18,6 +18,7 @@ from onnxshrink.config.data import DataRoles
 from onnxshrink.config.stages import Export, Finetune, QuantizeStatic, QuantizeWeights
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.torch_model import load_network
+from onnxshrink.stages import simulate
 from onnxshrink.stages.blocks import quantize_blocks
 from onnxshrink.stages.fake_quantize import grid_of, round_activation, round_blocks, round_weights
 from onnxshrink.stages.fold_batch_norm import fold_batch_norms
@@ -209,6 +210,49 @@ def test_relu_is_part_of_the_operator_before_it() -> None:
         assert lows[1] == 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 4])
+def test_biases_are_corrected_before_training(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Channels keep the means that they have in float, however many the batches; without it they move tenfold."""
+    x = torch.randn(400, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    scheme = INT8.model_copy(update={"granularity": "per_tensor"})
+
+    def moved() -> float:
+        torch.manual_seed(0)
+        convolutions = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)
+        network = with_statistics(nn.Sequential(*convolutions))
+        network.get_parameter("0.weight")[0] *= 40  # leaves the other channels a few levels
+        wanted = network(x).mean(dim=(0, 2, 3))
+        with simulated(network, scheme, [(part,) for part in x.chunk(count)]):
+            return float((network(x).mean(dim=(0, 2, 3)) - wanted).norm() / wanted.norm())
+
+    corrected = moved()
+    monkeypatch.setattr(simulate, "_HAS_BIAS", ())
+    assert corrected < 0.1 * moved()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_a_few_large_weights_give_way_where_all_share_one_scale(granularity: str) -> None:
+    """As far as the output gains from finer steps; where channels have their own scales they stay."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 8)
+    layer.weight[0, 0] = 20.0
+    network = nn.Sequential(layer).eval()
+    x = torch.randn(256, 64)
+    x[:, 0] *= 1e-3  # what it meets is small
+    wanted = network(x)
+    whole = layer.weight.detach().clone()
+    with simulated(network, INT8.model_copy(update={"granularity": granularity}), [(x,)]):
+        pass
+    if granularity == "per_channel":
+        assert float(layer.weight.max()) == pytest.approx(20)
+        return
+    assert 0.1 < float(layer.weight.max()) < 2
+    unclipped = nn.functional.linear(x, round_weights(whole, axis=None), layer.bias)
+    assert float((network(x) - wanted).norm()) < 0.2 * float((unclipped - wanted).norm())
+
+
 def test_operators_that_stay_in_float_are_not_rounded() -> None:
     """The settings' operator types count here too."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)).eval()
@@ -217,6 +261,23 @@ def test_operators_that_stay_in_float_are_not_rounded() -> None:
     with simulated(network, INT8.model_copy(update={"op_types": ("Conv",)}), [(x,)]) as simulation:
         assert simulation.activations == 2
     torch.testing.assert_close(network.get_parameter("2.weight"), head, rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("setting", "left"), [("float_first", "0"), ("float_last", "4")])
+def test_outermost_layers_stay_in_float_where_the_scheme_leaves_them(setting: str, left: str) -> None:
+    """With the BatchNorm that becomes part of them; what the next layer reads is rounded."""
+    network = with_statistics(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    )
+    x = torch.randn(32, 1, 6, 6)
+    fold_batch_norms(network, (x,))
+    whole = {name: network.get_parameter(f"{name}.weight").clone() for name in ("0", "4")}
+    with simulated(network, INT8.model_copy(update={setting: 1}), [(x,)]) as simulation:
+        assert simulation.activations == 2  # what the other layer reads and writes
+    for name, weights in whole.items():
+        same = torch.allclose(network.get_parameter(f"{name}.weight"), weights, rtol=1e-6, atol=0)
+        assert same == (name == left)
 
 
 def test_another_way_through_the_forward_is_refused() -> None:
@@ -256,7 +317,7 @@ def test_training_for_quantization_makes_the_real_artifact_better(
     """Against the original network, on samples it has not seen; the same bytes again for the same seed."""
     made = bench(tmp_path / "a")
     original = made.open(source("Residual"))
-    settings = Finetune(simulate=scheme, epochs=12)
+    settings = Finetune(simulate=scheme, epochs=12, learning_rate=0.01)
     tuned = made.run(settings, original)
     epochs = made.facts["epochs"]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
