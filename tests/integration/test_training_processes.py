@@ -20,9 +20,8 @@ import dataclasses, json, os, pathlib, sys
 import torch
 from torch import nn
 from torch.nn import functional
-from torch_models import Bench
+from torch_models import Bench, held_samples
 from onnxshrink.config.training import Training
-from onnxshrink.stages.samples import Samples
 from onnxshrink.stages.training import Learner, train
 
 class Classifier(Learner):
@@ -52,7 +51,7 @@ if rank:
         parameter.data += rank
 place = folder / f"bench{rank}"
 context = dataclasses.replace(Bench(place, events=Killer(kill_at)).context, scratch=folder / "scratch")
-facts = train(Classifier(network), Samples((values,), labels, "here"), Training(**settings), context)
+facts = train(Classifier(network), held_samples(values, labels), Training(**settings), context)
 weights = torch.cat([p.detach().flatten() for p in network.parameters()]).tolist()
 (folder / f"{rank}.json").write_text(json.dumps({"facts": facts, "weights": weights}))
 if torch.distributed.is_initialized():
