@@ -178,6 +178,14 @@ def _read(path: Path, mode: str) -> Image:
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # which Pillow would cut off at 255, silently
+                raise DataError(
+                    "an image has more than 8 bits for each value",
+                    where=str(path),
+                    got=f"Pillow's mode {image.mode}",
+                    want="values from 0 to 255",
+                    fix="save it with 8 bits, or read it in an `entry` of your own",
+                )
             return image.convert(mode)
     # What damaged files make Pillow raise, and a picture too large to be one.
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as e:

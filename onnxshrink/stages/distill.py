@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,14 +67,20 @@ def teach(network: nn.Module, settings: Learning, source: Artifact, ctx: Context
     if samples.labels is None and any(isinstance(loss, LabelLoss) for loss in losses):
         losses = tuple(loss for loss in losses if not isinstance(loss, LabelLoss))
         facts["declined"] = ["labels: data.train has none, so the other losses have all the weight"]
-    given = [load_network(teacher_of(teacher, source, ctx, settings.task))[0] for teacher in settings.teachers]
-    teachers = Teachers(given) if given else None
     example = samples.take(torch.arange(2))
-    student = Student(network, losses, settings.task, example, teachers=teachers, seed=ctx.seed)
+
+    def taught_by(given: Sequence[Artifact]) -> tuple[Student, Teachers | None]:
+        teachers = Teachers([load_network(teacher)[0] for teacher in given]) if given else None
+        return Student(network, losses, settings.task, example, teachers=teachers, seed=ctx.seed), teachers
+
+    # What does not fit is found before a teacher is trained.
+    student, teachers = taught_by([_untrained(teacher, source, ctx) for teacher in settings.teachers])
     if samples.labels is not None and any(loss.needs_labels for loss in losses):
         with torch.no_grad():
             answer = observe(network, example.inputs).outputs[0]
         require_labels(samples.labels, answer, settings.task, where=samples.where)
+    if any(teacher.train is not None for teacher in settings.teachers):
+        student, teachers = taught_by([teacher_of(t, source, ctx, settings.task) for t in settings.teachers])
     if teachers is not None:
         facts["teacher_runs"] = "once" if student.keep(samples) else "on every batch"
     facts["losses"] = [loss.model_dump(mode="json") for loss in losses]
@@ -90,10 +97,15 @@ def teacher_of(teacher: Teacher, source: Artifact, ctx: Context, task: Task = "c
         ctx: The run.
         task: What both are for.
     """
+    given = _untrained(teacher, source, ctx)
+    return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump(), task=task), given)
+
+
+def _untrained(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
+    """A teacher as its factory and its weights give it."""
     student = read_architecture(source)
     inputs = {
         spec.name: InputSettings.model_validate({"shape": spec.shape, "dtype": spec.dtype}) for spec in student.inputs
     }
     named = {"inputs": inputs, "outputs": student.outputs}
-    given = ctx.open(FactorySource(factory=teacher.factory, args=teacher.args, weights=teacher.weights, **named))
-    return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump(), task=task), given)
+    return ctx.open(FactorySource(factory=teacher.factory, args=teacher.args, weights=teacher.weights, **named))

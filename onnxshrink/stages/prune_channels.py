@@ -184,7 +184,8 @@ def _chosen(
     if settings.pruning_ratio is not None:
         ratio = settings.pruning_ratio * share
         return ratio, cuts(ratio), {}
-    limit = start - share * (start - _limit(settings, start))
+    target = _limit(settings, start)
+    limit = start - share * (start - target)
     measure = _measure(settings, state.architecture)
 
     def after(removed: Cuts) -> int:
@@ -194,7 +195,7 @@ def _chosen(
         return measure(trial)
 
     what = "multiply-accumulates" if settings.max_macs_ratio is not None else "bytes in int8"
-    found: Found = search_ratio(cuts, after, limit, what=what, where=state.architecture.factory)
+    found: Found = search_ratio(cuts, after, limit, what=what, where=state.architecture.factory, target=target)
     return found.ratio, found.cuts, {"limit": limit, "tried": [list(pair) for pair in found.tried]}
 
 

@@ -59,7 +59,7 @@ def prune_weights(settings: PruneWeights, source: Artifact, out: Path, ctx: Cont
         raise ModelError(
             "no weight of the network can be pruned",
             where=architecture.factory,
-            got="; ".join(declined) or "no convolution and no linear layer",
+            got="; ".join(declined) or f"no convolution and no linear layer{' outside `ignore`' if ignored else ''}",
             want="a convolution or a linear layer that is not in `ignore`",
             fix="take names out of `ignore`, or leave this stage out",
         )

@@ -34,7 +34,13 @@ class Found:
 
 
 def search_ratio(
-    plan: Callable[[float], Cuts], measure: Callable[[Cuts], int], limit: float, *, what: str, where: str
+    plan: Callable[[float], Cuts],
+    measure: Callable[[Cuts], int],
+    limit: float,
+    *,
+    what: str,
+    where: str,
+    target: float | None = None,
 ) -> Found:
     """The least pruning whose measure is within ``limit``, by bisection.
 
@@ -44,6 +50,7 @@ def search_ratio(
         limit: Largest measure allowed.
         what: What is measured, for the message.
         where: The network's origin, for the message.
+        target: What later steps must come to, where ``limit`` is on the way there: it must be in reach as well.
 
     Raises:
         ModelError: Even removing all that may go is not enough; names what can be reached.
@@ -59,11 +66,12 @@ def search_ratio(
         return known[cuts]
 
     low, high = 0.0, 1.0
+    target = limit if target is None else target
     if measured(low) <= limit:
         return Found(low, plan(low), tuple(tried))
-    if measured(high) > limit:
+    if measured(high) > target:
         raise ModelError(
-            f"the network cannot be pruned to {limit:,.0f} {what}",
+            f"the network cannot be pruned to {target:,.0f} {what}",
             where=where,
             got=f"{measured(high):,} {what} when all is removed that may be",
             want=f"a target of {measured(high):,} or more; it has {measured(0.0):,} unpruned",

@@ -172,6 +172,16 @@ def test_a_fixed_batch_axis_is_kept(folder: Path) -> None:
     assert [len(reader), len(reader.shard(1, 2))] == [4, 2]
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_images_of_more_than_eight_bits_are_refused(folder: Path, dtype: str) -> None:
+    """Pillow would make 255 of every larger value, and nobody would know."""
+    path = folder / "cat" / "wide.tif"
+    Image.fromarray((np.arange(240).reshape(12, 20) * 250).astype(dtype)).save(path)
+    error = refused(folder)
+    assert error.where == str(path)
+    assert "more than 8 bits" in error.what
+
+
 def test_damaged_images_are_named(folder: Path) -> None:
     """A file cut short, and one that is no image; others can be read."""
     path = folder / "cat" / "deep" / "c.png"

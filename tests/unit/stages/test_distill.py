@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch_models import Bench, convolutions, digits_like, source
 
 from onnxshrink.config.stages import Distill
-from onnxshrink.config.training import LabelLoss, SoftenedKl, Teacher, Training
+from onnxshrink.config.training import FeatureHint, LabelLoss, SoftenedKl, Teacher, Training
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.runtime.torch_model import load_network
 from onnxshrink.stages.distill import teacher_of
@@ -65,13 +65,24 @@ def test_a_teacher_without_labels_to_train_it_is_refused(tmp_path: Path) -> None
         bench.run(Distill(teacher=TRAINED, losses=(SoftenedKl(kind="kl"),)), bench.open(source("convolutions")))
 
 
-def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
-    """Logits that do not pair up cannot be compared."""
+@pytest.mark.parametrize("training", [None, TRAINED.train])
+def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path, training: Training | None) -> None:
+    """Logits that do not pair up cannot be compared; a teacher that is trained in place is not trained for that."""
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz"))
-    teacher = Teacher(factory="torch_models:convolutions", args={"classes": 5})
+    teacher = Teacher(factory="torch_models:convolutions", args={"classes": 5}, train=training)
     with pytest.raises(ModelError, match="does not fit the student's") as caught:
         bench.run(Distill(teacher=teacher), bench.open(source("convolutions")))
     assert (caught.value.got, caught.value.want) == ("float32[2,5]", "float32[2,3], as the student's")
+    assert bench.ran == ["source", "source"]
+
+
+def test_a_module_that_is_not_there_is_told_before_a_teacher_is_trained(tmp_path: Path) -> None:
+    """A misspelt name of a hint's module costs no training of a teacher."""
+    bench = Bench(tmp_path, digits_like(tmp_path / "d.npz"))
+    settings = Distill(teacher=TRAINED, losses=(FeatureHint(kind="hint", student="0", teacher="misspelt"),))
+    with pytest.raises(ModelError, match="misspelt"):
+        bench.run(settings, bench.open(source("convolutions")))
+    assert bench.ran == ["source", "source"]
 
 
 def test_only_the_named_losses_count(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch_models import Bench, source
 
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import Export, Finetune, PruneChannels
+from onnxshrink.config.torch_stages import Recovery
 from onnxshrink.core.errors import ConfigError, DataError, ModelError
 from onnxshrink.runtime.torch_model import Architecture, build_network, example_inputs, load_network, run_network
 
@@ -303,6 +304,16 @@ def test_a_size_is_met_or_refused(tmp_path: Path) -> None:
     assert {after for name, (_, after) in bench.facts["channels"].items() if name != "8"} == {1}
     bench.run(PruneChannels(max_size=100_000), given)
     assert bench.facts["parameters_after"] == bench.facts["parameters_before"]
+
+
+def test_a_target_out_of_reach_is_told_before_the_training_between_steps(tmp_path: Path) -> None:
+    """The first of several steps looks at where the last one must come to."""
+    bench = Bench(tmp_path, torch_models.digits_like(tmp_path / "d.npz"))
+    given = bench.open(source("convolutions"))
+    settings = PruneChannels(max_size=1_000, steps=3, finetune=Recovery(epochs=1))
+    with pytest.raises(ModelError, match="cannot be pruned to 1,000 bytes"):
+        bench.run(settings, given)
+    assert bench.ran == ["source"]
 
 
 @pytest.mark.parametrize("target", [{"pruning_ratio": 0.5}, {"max_macs_ratio": 0.4}])

@@ -200,8 +200,9 @@ def test_a_layer_without_weights_is_warned_of(tmp_path: Path) -> None:
 def test_a_network_without_weights_is_refused(tmp_path: Path) -> None:
     """Everything ignored: nothing to do is a mistake."""
     bench = Bench(tmp_path)
-    with pytest.raises(ModelError, match="no weight of the network can be pruned"):
+    with pytest.raises(ModelError, match="no weight of the network can be pruned") as caught:
         bench.run(PruneWeights(sparsity=0.5, ignore=("0", "3", "8")), bench.open(source("convolutions")))
+    assert str(caught.value.got).endswith("outside `ignore`")
 
 
 @pytest.mark.parametrize(
