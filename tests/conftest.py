@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import signal
+
 import onnxruntime
 import pytest
+
+# What is started in the background of a shell ignores Ctrl-C, and so would everything that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bench_qat
 import numpy as np
 from quality_row import speed_of, value_of
 
@@ -224,6 +225,7 @@ SECTIONS: dict[str, Callable[[Path, Path | None], Iterator[Target]]] = {
     "digits": digits,
     "residual": residual,
     "encoder": encoder,
+    "efficientnet": bench_qat.section,
 }
 
 

@@ -16,6 +16,7 @@ from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.labels import check_labels
 from onnxshrink.runtime.torch_model import run_network, traceable
 from onnxshrink.stages.context import Context
+from onnxshrink.stages.losses import IGNORED
 from onnxshrink.stages.samples import read_samples
 
 Importance: TypeAlias = Callable[[tp.Group], Tensor | None]
@@ -72,8 +73,10 @@ def _loss(output: Tensor, labels: Tensor | None, *, where: str) -> Tensor:
     """The sum over the samples of a batch."""
     if labels is None:
         return 0.5 * output.square().sum()
-    if not labels.is_floating_point() and output.ndim >= 2:
+    if not labels.is_floating_point() and output.ndim >= 2 and output.shape[-1] > 1:
         logits, classes = output.flatten(0, -2), labels.flatten()
+        if len(classes) == len(logits):
+            logits, classes = logits[classes != IGNORED], classes[classes != IGNORED]
         check_labels(classes.numpy(), n_samples=len(logits), n_classes=logits.shape[1], where=where)
         return functional.cross_entropy(logits, classes.long(), reduction="sum")
     if labels.numel() != output.numel():

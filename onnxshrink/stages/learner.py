@@ -228,7 +228,7 @@ def _fit(loss: Loss, seen: Seen, taught: Seen) -> nn.Module | None:
             want=f"{form_of(ours)}, as the student's",
             fix="give both the same in `args`, or learn from its modules: {kind: hint, student: …, teacher: …}",
         )
-    if isinstance(loss, OutputCosine) and ours.ndim < 2:
+    if isinstance(loss, OutputCosine) and (ours.ndim < 2 or ours.shape[-1] < 2):
         raise ModelError("one value for each sample has no direction", where="losses, cosine", got=form_of(ours))
     return None
 

@@ -30,3 +30,29 @@ def test_samples_of_all_classes_are_drawn_by_the_seed(tmp_path: Path, monkeypatc
         counts.append(tuple((30 - network.bias.grad).round().int().tolist()))
     assert counts[0] == counts[1] != counts[2]
     assert all(sum(drawn) == 90 and min(drawn) > 15 for drawn in counts)
+
+
+def test_whole_numbers_may_be_values(tmp_path: Path) -> None:
+    """Integer labels of a network with one output are values to meet, not classes."""
+    values = np.arange(8)
+    np.savez(tmp_path / "d.npz", image=np.ones((8, 4), np.float32), labels=values)
+    network = nn.Linear(4, 1)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    context = Bench(tmp_path, NpzData(npz=tmp_path / "d.npz")).context
+    assert importance.take_gradients(network, (TensorSpec("image", "float32", ("batch", 4)),), context) == 8
+    assert network.bias.grad is not None
+    assert float(network.bias.grad) == pytest.approx(-2 * values.sum())
+
+
+def test_tokens_that_do_not_count_have_no_gradient(tmp_path: Path) -> None:
+    """Labels of -100 are left out, as in training."""
+    labels = np.array([[0, -100], [2, -100]])
+    np.savez(tmp_path / "d.npz", image=np.ones((2, 2, 4), np.float32), labels=labels)
+    network = nn.Linear(4, 3)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    context = Bench(tmp_path, NpzData(npz=tmp_path / "d.npz")).context
+    importance.take_gradients(network, (TensorSpec("image", "float32", ("batch", 2, 4)),), context)
+    assert network.bias.grad is not None
+    assert network.bias.grad.tolist() == pytest.approx([2 / 3 - 1, 2 / 3, 2 / 3 - 1])

@@ -246,6 +246,13 @@ def test_features_that_do_not_fit_are_refused(loss: dict[str, Any], what: str, f
     assert fix in str(caught.value.fix)
 
 
+def test_one_value_has_no_direction() -> None:
+    """The cosine of two numbers is 1 or -1, and nothing can be learned from it."""
+    batch, networks = samples_of(shape=(4,)).take(torch.arange(2)), [nn.Linear(4, 1), nn.Linear(4, 1)]
+    with pytest.raises(ModelError, match="no direction"):
+        Student(networks[0], losses({"kind": "cosine"}), "embedding", batch, teachers=Teachers(networks[1:]))
+
+
 def test_a_misspelt_module_is_suggested() -> None:
     """On both sides."""
     batch, networks = samples_of().take(torch.arange(2)), [torch_models.Residual(), torch_models.Residual()]
