@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from onnxshrink.calibration.prepare import SUITED_TO_TRANSFORMERS
 from onnxshrink.calibration.ranges import Range, absurd_reason, value_range
 from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import QuantizeStatic, QuantizeWeights
@@ -36,35 +37,18 @@ from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.torch_model import run_network
 from onnxshrink.stages.fake_quantize import Scheme, best_clip, round_activation, rounded_weights
 from onnxshrink.stages.fold_batch_norm import fold_batch_norms
+from onnxshrink.stages.torch_operators import (
+    FUSED,
+    HAS_BIAS,
+    HAS_WEIGHTS,
+    MULTIPLIES,
+    ONE_INPUT,
+    OPERATORS,
+    QUESTIONS,
+    each_tensor,
+)
 
 __all__ = ["Scheme", "Simulation", "simulated"]
-
-# Torch functions by their names without underscores, and the ONNX operators that they become.
-_OPERATORS = {
-    **{f"conv{rank}d": "Conv" for rank in (1, 2, 3)},
-    **{f"conv_transpose{rank}d": "ConvTranspose" for rank in (1, 2, 3)},
-    "linear": "Gemm",
-    "embedding": "Gather",
-    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm"), "MatMul"),
-    **dict.fromkeys(("add", "radd", "iadd"), "Add"),
-    **dict.fromkeys(("mul", "rmul", "imul"), "Mul"),
-    **dict.fromkeys(("cat", "concat", "concatenate"), "Concat"),
-    **dict.fromkeys(("adaptive_avg_pool2d", "mean"), "GlobalAveragePool"),
-    "avg_pool2d": "AveragePool",
-    "softmax": "Softmax",
-    "sigmoid": "Sigmoid",
-    "leaky_relu": "LeakyRelu",
-    "layer_norm": "LayerNormalization",
-    "instance_norm": "InstanceNormalization",
-    "batch_norm": "BatchNormalization",
-}
-_HAS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "Gather")
-_MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_ONE_INPUT = (*_HAS_WEIGHTS, "LayerNormalization", "InstanceNormalization", "BatchNormalization")
-_HAS_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
-_FUSED = {"relu", "relu6", "hardtanh", "clamp", "clip", "batch_norm"}
-# Questions about a tensor, which read none of its values.
-_QUESTIONS = {"get", "size", "dim", "numel", "stride", "len", "is_floating_point", "is_complex", "register_hook"}
 
 
 class Simulation(TorchFunctionMode):
@@ -88,6 +72,7 @@ class Simulation(TorchFunctionMode):
         self._batch, self._biased = 0, 0
         # How many layers multiply in a forward pass, and how many of them came so far.
         self._layers, self._layer = 0, 0
+        self._op_types = scheme.op_types
         self._clips = WeakIdKeyDictionary()
         self._units = WeakIdKeyDictionary()
         # Tensors of this forward pass: outputs that wait to be read, True if they are rounded
@@ -110,7 +95,7 @@ class Simulation(TorchFunctionMode):
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            result = _each(output, self._read)
+            result = each_tensor(output, self._read)
             self._waiting.clear()
             self._rounded.clear()
             return result
@@ -188,27 +173,29 @@ class Simulation(TorchFunctionMode):
         """Run ``func`` as it will be run when quantized."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
-        if name in _QUESTIONS:
+        if name in QUESTIONS:
             return func(*args, **kwargs)
         if self._units:
-            args = tuple(_each(arg, self._true) for arg in args)
-            kwargs = {key: _each(value, self._true) for key, value in kwargs.items()}
-        if name in _FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
+            args = tuple(each_tensor(arg, self._true) for arg in args)
+            kwargs = {key: each_tensor(value, self._true) for key, value in kwargs.items()}
+        if name in FUSED and args and isinstance(args[0], Tensor) and args[0] in self._waiting:
             is_rounded = self._waiting[args[0]]
-            value = self._call(func, args, kwargs, _OPERATORS.get(name))
+            value = self._call(func, args, kwargs, OPERATORS.get(name))
             if value in self._rounded:
                 del self._rounded[value]  # of what it was before, where it works in place
             self._waiting[value] = is_rounded
             return value
+        if self._phase == "count" and name == "layer_norm" and self.scheme.op_types is None:
+            self._op_types = SUITED_TO_TRANSFORMERS  # as the quantize stage will find
         left = self._is_left(name)
         operator = None if left else self._operator(name, args)
         read = self._read_input if operator else self._read
-        kept = len(args) if operator not in _ONE_INPUT else 1
-        inputs = [_each(arg, read) for arg in args[:kept]] + list(args[kept:])
-        if operator in _HAS_WEIGHTS:
+        kept = len(args) if operator not in ONE_INPUT else 1
+        inputs = [each_tensor(arg, read) for arg in args[:kept]] + list(args[kept:])
+        if operator in HAS_WEIGHTS:
             inputs, kwargs = self._with_weights(operator, inputs, dict(kwargs))
         value = self._call(func, inputs, kwargs, operator)
-        if operator in _HAS_WEIGHTS and self._phase == "observe":
+        if operator in HAS_WEIGHTS and self._phase == "observe":
             self._find_clip(func, operator, inputs, kwargs, value)
         if (operator or left) and isinstance(value, Tensor) and isinstance(self.scheme, QuantizeStatic):
             self._waiting[value] = not left
@@ -219,7 +206,7 @@ class Simulation(TorchFunctionMode):
     ) -> Any:
         """What a function gives; before training also what its channels' means are, or should be."""
         value = func(*args, **kwargs)
-        if self._phase not in ("observe", "correct") or operator not in _HAS_BIAS:
+        if self._phase not in ("observe", "correct") or operator not in HAS_BIAS:
             return value
         bias = kwargs.get("bias", args[2] if len(args) > 2 and operator != "BatchNormalization" else None)
         if not isinstance(bias, nn.Parameter):
@@ -261,7 +248,7 @@ class Simulation(TorchFunctionMode):
 
     def _is_left(self, name: str) -> bool:
         """True for the first and last layers that the scheme leaves in float."""
-        if _OPERATORS.get(name) not in _MULTIPLIES:
+        if OPERATORS.get(name) not in MULTIPLIES:
             return False
         place, self._layer = self._layer, self._layer + 1
         if not isinstance(self.scheme, QuantizeStatic):
@@ -271,13 +258,12 @@ class Simulation(TorchFunctionMode):
 
     def _operator(self, name: str, args: Sequence[Any]) -> str | None:
         """The ONNX operator that a call becomes, or None if its kind is not quantized."""
-        operator = _OPERATORS.get(name)
+        operator = OPERATORS.get(name)
         if operator == "Gemm" and args and args[0].ndim != 2:
             operator = "MatMul"
         if name == "mean" and args and args[0].ndim != 4:
             return None  # of a map it is a pool, which the stage `optimize` makes of it
-        wanted = self.scheme.op_types
-        if operator is None or (wanted is not None and operator not in wanted):
+        if operator is None or (self._op_types is not None and operator not in self._op_types):
             return None
         return "Gemm" if name == "linear" else operator
 
@@ -352,14 +338,3 @@ def simulated(network: nn.Module, scheme: Scheme, batches: Sequence[Sequence[Ten
     finally:
         simulation.restore()
         detach()
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with every tensor in its lists, tuples and dicts changed."""
-    if isinstance(value, Mapping):
-        copy = dict(value)
-        copy.update({key: _each(item, change) for key, item in value.items()})
-        return copy
-    if type(value) in (list, tuple):
-        return type(value)(_each(item, change) for item in value)
-    return change(value)

@@ -14,6 +14,7 @@ from onnxruntime.quantization.quant_utils import compute_data_quant_params, quan
 from torch import Tensor, nn
 from torch_models import Bench, digits_like, source
 
+from onnxshrink.calibration.prepare import SUITED_TO_TRANSFORMERS
 from onnxshrink.config.data import DataRoles
 from onnxshrink.config.stages import Export, Finetune, QuantizeStatic, QuantizeWeights
 from onnxshrink.core.errors import ModelError
@@ -227,7 +228,7 @@ def test_biases_are_corrected_before_training(monkeypatch: pytest.MonkeyPatch, c
             return float((network(x).mean(dim=(0, 2, 3)) - wanted).norm() / wanted.norm())
 
     corrected = moved()
-    monkeypatch.setattr(simulate, "_HAS_BIAS", ())
+    monkeypatch.setattr(simulate, "HAS_BIAS", ())
     assert corrected < 0.1 * moved()
 
 
@@ -278,6 +279,16 @@ def test_outermost_layers_stay_in_float_where_the_scheme_leaves_them(setting: st
     for name, weights in whole.items():
         same = torch.allclose(network.get_parameter(f"{name}.weight"), weights, rtol=1e-6, atol=0)
         assert same == (name == left)
+
+
+def test_a_transformer_rounds_what_its_quantize_stage_will() -> None:
+    """Behind a LayerNorm only products and lookups, as `quantize_static` decides, unless `op_types` says otherwise."""
+    inputs = [(torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)),)]
+    counts = []
+    for op_types in (None, SUITED_TO_TRANSFORMERS, ("Add", "LayerNormalization", "MatMul", "Softmax")):
+        with simulated(torch_models.Transformer(), QuantizeStatic(op_types=op_types), inputs) as simulation:
+            counts.append(simulation.activations)
+    assert 0 < counts[0] == counts[1] < counts[2]
 
 
 def test_another_way_through_the_forward_is_refused() -> None:
