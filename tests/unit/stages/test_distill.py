@@ -7,7 +7,7 @@ from torch_models import Bench, convolutions, digits_like, source
 
 from onnxshrink.config.stages import Distill
 from onnxshrink.config.training import FeatureHint, LabelLoss, SoftenedKl, Teacher, Training
-from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.core.errors import ConfigError, DataError, ModelError
 from onnxshrink.runtime.torch_model import load_network
 from onnxshrink.stages.distill import teacher_of
 from onnxshrink.stages.samples import read_samples
@@ -80,7 +80,7 @@ def test_a_module_that_is_not_there_is_told_before_a_teacher_is_trained(tmp_path
     """A misspelt name of a hint's module costs no training of a teacher."""
     bench = Bench(tmp_path, digits_like(tmp_path / "d.npz"))
     settings = Distill(teacher=TRAINED, losses=(FeatureHint(kind="hint", student="0", teacher="misspelt"),))
-    with pytest.raises(ModelError, match="misspelt"):
+    with pytest.raises(ConfigError, match="misspelt"):
         bench.run(settings, bench.open(source("convolutions")))
     assert bench.ran == ["source", "source"]
 
