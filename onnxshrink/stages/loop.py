@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A network and what it is to learn: the parameters of both are trained, and only the network is kept.
 
     Args:
@@ -36,13 +37,13 @@ class Learner(nn.Module):
         super().__init__()
         self.network = network
 
+    @abstractmethod
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Every term of the loss, weighted, as a scalar mean over the batch; their sum is minimized.
 
         Inputs and labels are where the parameters are. What a learner holds besides parameters and buffers, such as a
         teacher, it has to bring there; ``batch.rows`` stay on the CPU.
         """
-        raise NotImplementedError
 
     def judge(self, batch: TrainingBatch) -> Tensor:
         """A figure for each sample, ``(batch,)``, by which early stopping tells epochs apart; lower is better.
