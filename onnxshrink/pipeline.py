@@ -20,7 +20,7 @@ from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
-from onnxshrink.core.report import Candidate, Metric, Report, Verdict
+from onnxshrink.core.report import Candidate, Report, Verdict
 from onnxshrink.core.run_folder import publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
@@ -33,7 +33,7 @@ from onnxshrink.verify.caveats import noisy, undecided, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
-from onnxshrink.verify.verify import Quality, Row, measure_latency, measure_quality
+from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
 
 def run(
@@ -206,9 +206,9 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
     return qualities
 
 
-def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -> list[tuple[Metric, ...]]:
+def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -> list[Latency]:
     """Measured now, alone, every time; rows that are equal byte for byte share one measurement."""
-    known: dict[tuple[Artifact, Artifact], tuple[Metric, ...]] = {}
+    known: dict[tuple[Artifact, Artifact], Latency] = {}
     for row in rows:
         pair = row.artifact, row.reference
         if pair not in known:
@@ -218,12 +218,13 @@ def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -
     return [known[row.artifact, row.reference] for row in rows]
 
 
-def _judged(row: Row, quality: Quality, latency: tuple[Metric, ...], config: RunConfig) -> Candidate:
+def _judged(row: Row, quality: Quality, latency: Latency, config: RunConfig) -> Candidate:
     """One row of the report: what was measured, and what the gates make of it."""
-    metrics = (*quality.metrics, *latency)
+    metrics = (*quality.metrics, *latency.metrics)
     verdicts = judge(config.gates, metrics, config.targets) if row.role == "variant" else ()
     folder = f"variants/{row.name}" if row.role == "variant" else row.name
-    return Candidate(row.name, row.role, f"{folder}/{ONNX_FILE}", row.artifact.digest, metrics, verdicts)
+    details = {**quality.details, **latency.details}
+    return Candidate(row.name, row.role, f"{folder}/{ONNX_FILE}", row.artifact.digest, metrics, verdicts, details)
 
 
 def _not_made(name: str, failure: ShrinkError) -> Candidate:

@@ -98,6 +98,8 @@ class Candidate:
         digest: sha256 of the artifact.
         metrics: Everything measured.
         verdicts: One per gate and target; empty for rows that are not variants.
+        details: Evidence behind the metrics that is more than a number, as plain JSON by topic, such as ``latency``:
+            what was measured under which conditions. A topic that was not looked into is left out.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Candidate:
     digest: str
     metrics: tuple[Metric, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str, *, target: str | None = None, output: str | None = None) -> Metric | None:
         """The first metric of that name, of that target and output where they are given."""

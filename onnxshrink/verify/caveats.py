@@ -67,7 +67,7 @@ def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate]
         if original and row.reference not in beside:
             beside[row.reference] = measure_latency(
                 name=original.name, artifact=rows[0].artifact, reference=row.reference, config=config, events=events
-            )
+            ).metrics
         texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
         said |= {row.reference} if texts else set()
         yield from texts

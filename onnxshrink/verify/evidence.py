@@ -23,6 +23,7 @@ def save_quality(quality: Quality, folder: Path) -> None:
     document = {
         "metrics": [asdict(metric) for metric in quality.metrics],
         "scores": [{"target": target, "metric": quality.scores[target].metric} for target in targets],
+        "details": dict(quality.details),
     }
     (folder / _FILE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -34,4 +35,4 @@ def load_quality(folder: Path) -> Quality:
         row["target"]: Scores(row["metric"], np.load(folder / f"scores-{index}.npy", allow_pickle=False))
         for index, row in enumerate(document["scores"])
     }
-    return Quality(tuple(Metric(**metric) for metric in document["metrics"]), scores)
+    return Quality(tuple(Metric(**metric) for metric in document["metrics"]), scores, document["details"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -53,10 +53,25 @@ class Quality:
     Attributes:
         metrics: Footprint, drift and accuracy.
         scores: The model's scores on each target, by the target's name; empty without a task metric.
+        details: Evidence for `Candidate.details`, plain JSON by topic.
     """
 
     metrics: tuple[Metric, ...]
     scores: Mapping[str, Scores] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """What the clock said of a model.
+
+    Attributes:
+        metrics: Of every target.
+        details: Evidence for `Candidate.details`, plain JSON by topic.
+    """
+
+    metrics: tuple[Metric, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measure_quality(
@@ -117,7 +132,7 @@ def measure_quality(
 
 def measure_latency(
     *, name: str, artifact: Artifact, reference: Artifact, config: RunConfig, events: Events
-) -> tuple[Metric, ...]:
+) -> Latency:
     """Latency against the reference on each target, on real samples where there are any.
 
     Nothing else should run meanwhile. The ratio of a model that is the reference itself, byte for byte, is 1 and exact.
@@ -160,9 +175,11 @@ def measure_latency(
         if is_reference:
             times = replace(times, reference_ns=times.candidate_ns)
         metrics += latency_metrics(times, target_name=target.name)
-    return tuple(
-        replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
-        for metric in metrics
+    return Latency(
+        tuple(
+            replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
+            for metric in metrics
+        )
     )
 
 

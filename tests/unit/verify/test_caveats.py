@@ -9,7 +9,7 @@ from onnxshrink.core.artifact import Artifact, Digest
 from onnxshrink.core.events import Silent
 from onnxshrink.core.report import Candidate, Metric
 from onnxshrink.verify import caveats
-from onnxshrink.verify.verify import Role, Row
+from onnxshrink.verify.verify import Latency, Role, Row
 
 
 def row_of(name: str, role: Role, artifact: str, reference: str, macs: float, ratio: float) -> tuple[Row, Candidate]:
@@ -34,9 +34,9 @@ def test_fewer_macs_are_judged_against_the_same_network_before(monkeypatch: pyte
     ]
     asked = []
 
-    def measured(*, name: str, artifact: Artifact, reference: Artifact, **_: object) -> tuple[Metric, ...]:
+    def measured(*, name: str, artifact: Artifact, reference: Artifact, **_: object) -> Latency:
         asked.append((name, artifact.digest, reference.digest))
-        return (latency(0.9),)
+        return Latency((latency(0.9),))
 
     monkeypatch.setattr(caveats, "measure_latency", measured)
     config = RunConfig.model_validate({"model": {"onnx": __file__}})

@@ -198,7 +198,7 @@ def test_latency_of_the_reference_is_one(tmp_path: Path, config: RunConfig) -> N
     """The reference against itself has the ratio 1, exactly, with times of its own, on each target."""
     model = artifact(tmp_path / "a", WEIGHT)
     told = Told()
-    metrics = measure_latency(name="r", artifact=model, reference=model, config=config, events=told)
+    metrics = measure_latency(name="r", artifact=model, reference=model, config=config, events=told).metrics
     ratios = [metric for metric in metrics if metric.name == "latency_ratio"]
     assert [(m.value, m.lo, m.hi, m.note) for m in ratios] == [(1.0, 1.0, 1.0, "the reference itself")] * 2
     times = [[m.value for m in metrics if m.name == name] for name in ("latency_p50_ms", "reference_latency_p50_ms")]
@@ -276,7 +276,7 @@ def test_models_of_other_interfaces_are_measured_on_the_same_samples(
     assert quality["sqnr_db"].note == note
     assert quality["top1"].value == pytest.approx(1.0, abs=0.05)
     assert quality["evaluation_samples"].value == len(X)
-    assert named(measure_latency(**common))["latency_ratio"].value
+    assert named(measure_latency(**common).metrics)["latency_ratio"].value
 
 
 def test_a_batch_that_the_model_cannot_take_is_refused(tmp_path: Path, config: RunConfig) -> None:
@@ -284,7 +284,7 @@ def test_a_batch_that_the_model_cannot_take_is_refused(tmp_path: Path, config: R
     model = saved(tmp_path / "a", linear(WEIGHT, batch=5))
     targets = config.targets
     common: dict[str, Any] = {"name": "r", "artifact": model, "reference": model, "events": Silent()}
-    assert measure_latency(config=config.model_copy(update={"targets": targets[:1]}), **common)
+    assert measure_latency(config=config.model_copy(update={"targets": targets[:1]}), **common).metrics
     with pytest.raises(ConfigError, match=r"(?s)fixed to 5.*batch: 64"):
         measure_latency(config=config.model_copy(update={"targets": targets[1:]}), **common)
 
