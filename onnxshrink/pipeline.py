@@ -29,7 +29,7 @@ from onnxshrink.stages.preflight import preflight
 from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
-from onnxshrink.verify.caveats import noisy, undecided, unpaid, unproven
+from onnxshrink.verify.caveats import disturbed, noisy, undecided, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
@@ -96,6 +96,7 @@ def run(
             *unproven(config, memo.data_key),
             *noisy(config, measured),
             *idle,
+            *disturbed(config, measured),
             *undecided(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),

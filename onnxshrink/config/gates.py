@@ -16,6 +16,12 @@ class Target(Model):
     """Execution provider. One that the session silently drops is an error."""
     threads: int = Field(default=1, gt=0)
     """Intra-op threads."""
+    spinning: bool = True
+    """Let intra-op threads wait in a busy loop, as ONNX Runtime does by default: faster, and it burns CPU time."""
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """Cores that latency is measured on; all that the process may use by default."""
+    copies: Literal["included", "excluded"] = "excluded"
+    """Whether latency on CUDA has the copies between host and device in it; on the CPU there are none."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -106,6 +106,20 @@ def percentile_interval(draws: Floats, n: int, *, confidence: float = CONFIDENCE
     return float(lo), float(hi)
 
 
+def mean_interval(values: Floats, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of the mean of what the values are samples of, by Student's t; cheap enough to be asked often.
+
+    Args:
+        values: ``(n,)`` float64, at least four.
+        confidence: Share of such intervals that hold the true mean, where values are about normal.
+
+    Source: Student, "The Probable Error of a Mean", Biometrika 1908.
+    """
+    n = len(values)
+    half = _t(confidence, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 def _z(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 

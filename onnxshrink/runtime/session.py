@@ -65,6 +65,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = target.threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(target.spinning)))
         options.graph_optimization_level = _LEVELS[optimization]
         options.log_severity_level = 3
         for key, value in (config or {}).items():

@@ -12,6 +12,7 @@ from onnxshrink.config.training import AttentionTransfer, EntryLoss, FeatureHint
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.affinity import require_cores
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import require_batch, require_provider
@@ -29,6 +30,7 @@ def preflight(config: RunConfig) -> None:
     _refuse_misfits(config)
     for target in config.targets:
         require_provider(target)
+        require_cores(target)
     for entry in _entries(config):
         require_entry(entry)
     for training in _trainings(stages):

@@ -12,6 +12,7 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate
 from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
 from onnxshrink.verify.noise import find_noise, loses
+from onnxshrink.verify.times import find_waiting
 from onnxshrink.verify.verify import Row, measure_latency
 
 
@@ -71,6 +72,14 @@ def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate]
         texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
         said |= {row.reference} if texts else set()
         yield from texts
+
+
+def disturbed(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Where wall time and CPU time part: something else had the processor while latency was measured."""
+    for target in config.targets:
+        if target.provider == "cpu":
+            for candidate in candidates:
+                yield from find_waiting(candidate, target)
 
 
 def undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

@@ -5,6 +5,7 @@ Quality may be kept and measured in parallel; latency is measured anew in every 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +21,7 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.affinity import on_cores
 from onnxshrink.runtime.graph import input_specs, is_quantized, load_model
 from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
@@ -28,7 +30,8 @@ from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.coverage import work_metrics
 from onnxshrink.verify.drift import measure_drift
 from onnxshrink.verify.footprint import measure_footprint
-from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.latency import PATIENCE, Run, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.times import CpuClock, latency_metrics
 
 Role: TypeAlias = Literal["original", "reference", "variant"]
 
@@ -144,13 +147,19 @@ def measure_latency(
         config: Data, targets, gates and seed; a gate that is hard to decide is measured longer for.
         events: Told of progress, as ``verify/<name>``: milliseconds of the longest time it may take.
 
+    Returns:
+        Metrics, and as ``details["latency"]`` by target what was measured under which conditions, with the times
+        themselves; see `PairedTimes.to_details`.
+
     Raises:
-        ConfigError: A target asks for another batch than the one that the model is fixed to.
+        ConfigError: A target asks for another batch than the one that the model is fixed to, or for a core that is not
+            there.
         DataError: There is no data to say how long a dynamic axis is.
         ModelError: A model cannot be run.
         ProviderError: A target's provider is not there.
     """
     metrics: list[Metric] = []
+    details: dict[str, Any] = {}
     is_reference = artifact.digest == reference.digest
     for target in config.targets:
         specs = _shared_inputs(artifact, reference, target)
@@ -162,24 +171,28 @@ def measure_latency(
         def progress(seconds: float, tell: Callable[[int, int], None] = tell, total: int = longest_ms) -> None:
             tell(min(int(seconds * 1000), total), total)
 
-        with without_garbage_collection():
+        cpu_clock: CpuClock = "thread" if target.provider == "cpu" and target.threads == 1 else "process"
+        with on_cores(target), without_garbage_collection():
             times = measure_pairs(
                 _opener(reference, target, batch, specs),
                 _opener(artifact, target, batch, specs),
                 seconds=target.latency_seconds,
                 rng=np.random.default_rng(config.seed),
+                cpu_clock=time.thread_time_ns if cpu_clock == "thread" else time.process_time_ns,
                 max_ratio=None if is_reference else config.gates.max_latency_ratio,
                 max_ms=config.gates.max_latency_ms,
                 progress=progress,
             )
         if is_reference:
-            times = replace(times, reference_ns=times.candidate_ns)
+            times = replace(times, reference_ns=times.candidate_ns, reference_cpu_ns=times.candidate_cpu_ns)
+        details[target.name] = _conditions(target, batch) | {"cpu_clock": cpu_clock} | times.to_details()
         metrics += latency_metrics(times, target_name=target.name)
     return Latency(
         tuple(
             replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
             for metric in metrics
-        )
+        ),
+        {"latency": details},
     )
 
 
@@ -229,6 +242,20 @@ def _shared_inputs(artifact: Artifact, reference: Artifact, target: Target) -> t
 def _opener(artifact: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...]) -> Callable[[], Run]:
     """Opens the model anew on the same samples each time."""
     return lambda: runner(Session(artifact.model_path, target, like=specs), batch)
+
+
+def _conditions(target: Target, batch: Batch) -> dict[str, Any]:
+    """What the times of a target hold for."""
+    return {
+        "provider": target.provider,
+        "options": target.options,
+        "threads": target.threads,
+        "spinning": target.spinning,
+        "affinity": list(target.affinity) if target.affinity else None,
+        "copies": target.copies if target.provider == "cuda" else "none",
+        "inputs": {name: f"{array.dtype}[{','.join(map(str, array.shape))}]" for name, array in batch.items()},
+        "latency_seconds": target.latency_seconds,
+    }
 
 
 def _progress(events: Events, name: str, detail: str) -> Callable[[int, int], None]:

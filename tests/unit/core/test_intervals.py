@@ -12,6 +12,7 @@ from onnxshrink.core.intervals import (
     _t,
     bootstrap,
     matched_difference_interval,
+    mean_interval,
     percentile_interval,
     wilson_interval,
 )
@@ -23,6 +24,16 @@ def test_wilson_equals_scipy(successes: int, n: int, confidence: float) -> None:
     """The score interval is scipy's, the extremes included."""
     expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+@pytest.mark.parametrize("n", [6, 12, 60])
+def test_mean_interval_equals_scipy(n: int, confidence: float) -> None:
+    """Student's interval is scipy's, to the 1% that the quantile is known to."""
+    values = np.random.default_rng(n).normal(3, 2, n)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    width = expected.high - expected.low
+    assert mean_interval(values, confidence=confidence) == pytest.approx(tuple(expected), abs=0.01 * width)
 
 
 @pytest.mark.parametrize(("n_lost", "n_won", "n"), [(150, 86, 1600), (4, 0, 400), (30, 30, 90)])
