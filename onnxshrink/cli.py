@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, compare, inspect, sensitivity, schema):
+for command in (run, quantize, compare, inspect, check, sensitivity, schema):
     app.command()(command)
 
 

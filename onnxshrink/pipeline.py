@@ -9,9 +9,12 @@ source ─▶ stage ─▶ … ─▶ stage ─┬─▶ variant ─▶ quality 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
@@ -21,7 +24,7 @@ from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Report, Verdict
-from onnxshrink.core.run_folder import publish, require_own
+from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
@@ -35,6 +38,9 @@ from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
+Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
+"""Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
+
 
 def run(
     config: RunConfig,
@@ -44,6 +50,7 @@ def run(
     events: Events | None = None,
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
+    leave: Leave | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -54,6 +61,7 @@ def run(
         events: Listener for progress.
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
+        leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
 
     Returns:
         The report, as written to ``report.json``.
@@ -102,8 +110,27 @@ def run(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
-    publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
+    models = {row.name: row.artifact for row in rows}
+    with TemporaryDirectory(dir=runs, prefix=".bundle.") as scratch:
+        bundle = Path(scratch) / BUNDLE_FOLDER
+        if leave is not None:
+            with search_path(base):
+                report = _with_bundle(report, leave(report, models, config, bundle))
+        publish(report, models, runs / report.name, bundle)
     return report
+
+
+def _with_bundle(report: Report, facts: Facts | None) -> Report:
+    """The report with what is known of the bundle in the winner's row."""
+    if facts is None:
+        return report
+    return replace(
+        report,
+        candidates=tuple(
+            replace(row, details={**row.details, "bundle": facts}) if row.name == report.winner else row
+            for row in report.candidates
+        ),
+    )
 
 
 def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:
