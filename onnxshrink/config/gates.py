@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 from onnxshrink.config.base import Model, Ratio, SizeBytes
+from onnxshrink.config.tolerance import Tolerance
 
 
 class Target(Model):
@@ -44,6 +45,11 @@ class Gates(Model):
     """Largest loss of the task metric against the original, in the metric's own unit (0.01 is one point of top-1)."""
     min_sqnr_db: float | None = None
     """Smallest signal-to-quantization-noise ratio of any output against the float reference, in dB."""
+    max_abs_error: Tolerance | None = None
+    """Largest difference of any value of any output from the float reference's: a number in the output's own unit, or
+    text such as `2 steps`, which counts steps of the output's quantization."""
+    min_top1_agreement: Ratio | None = None
+    """Smallest share of the samples for which the float reference's winning class wins, of any 2-D output."""
     max_size: SizeBytes | None = None
     """Largest model file, external data included."""
     max_latency_ratio: Annotated[float, Field(gt=0)] | None = None

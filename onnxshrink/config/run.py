@@ -149,8 +149,9 @@ class RunConfig(Model):
                 "data.evaluation with a metric and labels",
                 "data: {evaluation: {npz: …, metric: top1}}",
             )
-        if self.gates.min_sqnr_db is not None and evaluation is None:
-            yield _misfit(("gates", "min_sqnr_db"), "there is nothing to measure drift on", "data.evaluation")
+        for gate in ("min_sqnr_db", "max_abs_error", "min_top1_agreement"):
+            if getattr(self.gates, gate) is not None and evaluation is None:
+                yield _misfit(("gates", gate), "there is nothing to measure drift on", "data.evaluation")
         if self.select == "most_accurate" and (evaluation is None or evaluation.metric is None):
             yield _misfit(("select",), "there is nothing to measure accuracy with", "data.evaluation with a metric")
 

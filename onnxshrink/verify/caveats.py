@@ -11,6 +11,7 @@ from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate
 from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
+from onnxshrink.verify.kernel_error import find_kernel_error
 from onnxshrink.verify.noise import find_noise, loses
 from onnxshrink.verify.times import find_waiting
 from onnxshrink.verify.verify import Row, measure_latency
@@ -36,11 +37,16 @@ def unproven(config: RunConfig, data_key: Callable[[Role], Any]) -> Iterator[str
 
 
 def noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """The variants that are far from their reference, where no gate of the user's says how far is too far."""
+    """The variants that are far from their reference, where no gate of the user's says how far is too far.
+
+    Whatever the gates say: those whose kernels, and not their quantization, take them there.
+    """
     chains = dict(config.branches())
     for candidate in candidates:
-        if candidate.role == "variant" and config.gates.min_sqnr_db is None:
-            yield from find_noise(candidate, chains[candidate.name])
+        if candidate.role == "variant":
+            yield from find_kernel_error(candidate, chains[candidate.name])
+            if config.gates.min_sqnr_db is None:
+                yield from find_noise(candidate, chains[candidate.name])
 
 
 def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:

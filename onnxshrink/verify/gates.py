@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxshrink.config.gates import Gates, Select, Target
-from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.report import Candidate, Metric, Outcome, Verdict
+from onnxshrink.core.report import Candidate, Metric, Verdict
+from onnxshrink.verify.drift_gates import judge_agreement, judge_error, judge_sqnr
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ _RULES = {
 
 
 _GATES = (
-    "max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms", "min_integer_coverage",
+    "max_accuracy_drop", "min_sqnr_db", "max_abs_error", "min_top1_agreement", "max_size", "max_latency_ratio",
+    "max_latency_ms", "min_integer_coverage",
 )  # fmt: skip
 
 
@@ -69,10 +71,7 @@ def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) ->
             continue
         for target in [None] if gate == "max_size" else [target.name for target in targets]:
             mine = [metric for metric in metrics if metric.target == target]
-            if gate == "min_integer_coverage":
-                verdict = _judge_coverage(limit, mine)
-            else:
-                verdict = _judge_sqnr(limit, mine) if gate == "min_sqnr_db" else _judge_most(gate, limit, mine)
+            verdict = _judge(gate, limit, mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
     return tuple(verdicts)
 
@@ -113,6 +112,20 @@ def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | No
     return winner.name, _why(winner, criterion, n_fit=len(fit), n_variants=len(variants))
 
 
+def _judge(gate: str, limit: Any, metrics: Sequence[Metric]) -> Verdict:
+    match gate:
+        case "min_sqnr_db":
+            return judge_sqnr(limit, metrics)
+        case "max_abs_error":
+            return judge_error(limit, metrics)
+        case "min_top1_agreement":
+            return judge_agreement(limit, metrics)
+        case "min_integer_coverage":
+            return _judge_coverage(limit, metrics)
+        case _:
+            return _judge_most(gate, limit, metrics)
+
+
 def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
     rule = _RULES[gate]
     metric = next((metric for metric in metrics if metric.name == rule.metric), None)
@@ -130,24 +143,6 @@ def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
     count = next((m for m in metrics if rule.count and m.name == rule.count[0] and m.value is not None), None)
     cannot = f"{count.value:.0f} {rule.count[1]} cannot decide it; " if count and rule.count else ""
     return Verdict(gate, limit, "inconclusive", f"{found} straddles {wanted}: {cannot}{rule.remedy}")
-
-
-def _judge_sqnr(limit: float, metrics: Sequence[Metric]) -> Verdict:
-    """The output with the lowest SQNR decides; identical outputs pass."""
-    gate, outputs = "min_sqnr_db", [metric for metric in metrics if metric.name == "sqnr_db"]
-    if not outputs:
-        return Verdict(gate, limit, "failed", "SQNR has no value: it was not measured")
-    broken = next((m for m in outputs if m.value is None and m.note != IDENTICAL), None)
-    if broken:
-        return Verdict(gate, limit, "failed", f"SQNR of output {broken.output!r} has no value: {broken.note}")
-    finite = [(metric.value, metric) for metric in outputs if metric.value is not None]
-    if not finite:
-        return Verdict(gate, limit, "passed", "outputs are identical to the reference's")
-    value, metric = min(finite, key=lambda pair: pair[0])
-    outcome: Outcome = "passed" if value >= limit else "failed"
-    compared = "keeps" if value >= limit else "is below"
-    reason = f"SQNR {value:.1f} dB of output {metric.output!r} {compared} the limit of {limit:g} dB"
-    return Verdict(gate, limit, outcome, reason)
 
 
 def _judge_coverage(limit: float, metrics: Sequence[Metric]) -> Verdict:

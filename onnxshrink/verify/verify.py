@@ -28,7 +28,7 @@ from onnxshrink.runtime.parity import random_batch
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.coverage import work_metrics
-from onnxshrink.verify.drift import measure_drift
+from onnxshrink.verify.drift_evidence import DriftEvidence
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, measure_pairs, runner, without_garbage_collection
 from onnxshrink.verify.times import CpuClock, latency_metrics
@@ -110,15 +110,15 @@ def measure_quality(
     data = config.data.evaluation
     if data is None:
         return Quality(tuple(metrics))
+    drift = DriftEvidence(artifact.model_path) if role == "variant" else None
     for target in config.targets:
         expected = Session(reference.model_path, target) if role == "variant" else None
         candidate = Session(artifact.model_path, target, like=expected.inputs if expected else None)
-        if expected:
-            metrics += measure_drift(
+        if expected and drift:
+            metrics += drift.measure(
                 expected,
                 candidate,
                 open_reader(data, candidate.inputs, batch_size=_BATCH_SIZE),
-                target.name,
                 _progress(events, name, f"drift on {target.name}"),
             )
         if data.metric:
@@ -130,7 +130,7 @@ def measure_quality(
             )
             original = original_scores[target.name] if original_scores else None
             metrics += accuracy_metrics(original, scores[target.name], target_name=target.name, seed=config.seed)
-    return Quality(tuple(metrics), scores)
+    return Quality(tuple(metrics), scores, drift.details if drift else {})
 
 
 def measure_latency(

@@ -129,7 +129,7 @@ def test_nan_in_a_candidate_leaves_no_number() -> None:
     broken = session(linear(np.full_like(WEIGHT, np.nan)))
     metrics = measure_drift(session(linear(WEIGHT)), broken, Samples(), "cpu")
     assert {(m.value, m.note) for m in metrics} == {(None, "candidate gives NaN")}
-    assert len(metrics) == 6
+    assert {"sqnr_db", "cosine", "top1_agreement"} <= {m.name for m in metrics}
 
 
 def test_outputs_match_by_name_then_by_position() -> None:
