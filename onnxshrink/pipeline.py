@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from onnxshrink.config.base import fingerprint
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
@@ -32,10 +33,12 @@ from onnxshrink.stages.preflight import preflight
 from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
+from onnxshrink.verify.across import compare_targets, parted
 from onnxshrink.verify.caveats import disturbed, noisy, undecided, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.placement import misplaced
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
 Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
@@ -105,6 +108,8 @@ def run(
             *noisy(config, measured),
             *idle,
             *disturbed(config, measured),
+            *misplaced(measured),
+            *parted(measured),
             *undecided(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,7 +216,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             "reference": row.reference.digest,
             "original": first.digest if first else None,
             "data": memo.data_key("evaluation"),
-            "targets": [target.model_dump(mode="json") for target in config.targets],
+            "targets": [fingerprint(target) for target in config.targets],
             "seed": config.seed,
         }
 
@@ -225,7 +230,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
                 config=config,
                 events=events,
             )
-            save_quality(quality, out)
+            save_quality(compare_targets(quality, row, config, events), out)
             return {}
 
         evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from onnxshrink.config.base import Model, Ratio, SizeBytes
+from onnxshrink.config.base import FilePath, Model, Ratio, SizeBytes
+from onnxshrink.config.providers import short_name
 from onnxshrink.config.tolerance import Tolerance
+
+Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
+"""ONNX Runtime's graph optimization levels; ``all`` is what a session has by default."""
 
 
 class Target(Model):
     """An execution provider with its options; drift, accuracy and latency are measured on each."""
 
-    provider: Literal["cpu", "cuda"] = "cpu"
-    """Execution provider. One that the session silently drops is an error."""
+    provider: Annotated[str, Field(min_length=1), AfterValidator(short_name)] = "cpu"
+    """Execution provider: ``cpu``, ``cuda``, ``openvino``, ``tensorrt``, …, or ONNX Runtime's own name of any other.
+    One that the session silently drops, or that runs no node, is an error."""
+    library: FilePath | None = None
+    """Shared library of a provider that comes as a plugin, such as the one in the package onnxruntime-ep-openvino."""
+    device: Literal["cpu", "gpu", "npu"] | None = None
+    """Kind of hardware that a plugin shall use; the first that it offers by default."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Provider options, passed on to ONNX Runtime as text: ``true`` as ``True``, a mapping or list as JSON."""
+    require_all: bool = False
+    """Refuse a model of which any node runs on another provider; else those nodes are listed."""
+    optimization: Optimization = "all"
+    """Graph optimization level of the session."""
     threads: int = Field(default=1, gt=0)
     """Intra-op threads."""
     spinning: bool = True
@@ -25,17 +40,24 @@ class Target(Model):
     """Whether latency on CUDA has the copies between host and device in it; on the CPU there are none."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Provider options, passed on to ONNX Runtime."""
+    latency: bool = True
+    """Measure latency here; a target without it still has drift and accuracy, and no latency gate applies to it."""
     latency_seconds: float = Field(default=3.0, gt=0)
     """Time to measure the latency of one variant; up to four times as long before a gate is inconclusive, and longer
     for a model that is slow to open: sessions are opened anew at least six times."""
+    label: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    """Name in the report, for targets that differ in nothing else that it would show, such as their options."""
 
     @property
     def name(self) -> str:
-        """``cpu`` or ``cpu x2, batch 8``: short, and different for different targets of one run."""
-        threads = f" x{self.threads}" if self.threads != 1 else ""
-        return f"{self.provider}{threads}" + (f", batch {self.batch}" if self.batch != 1 else "")
+        """``cpu`` or ``cpu x2, batch 8, basic``, unless labelled: short, and different for the targets of one run."""
+        parts = (
+            f"{self.provider} {self.device}" if self.device else self.provider,
+            f" x{self.threads}" if self.threads != 1 else "",
+            f", batch {self.batch}" if self.batch != 1 else "",
+            f", {self.optimization}" if self.optimization != "all" else "",
+        )
+        return self.label or "".join(parts)
 
 
 class Gates(Model):

@@ -44,6 +44,7 @@ _RULES = {
 }
 
 
+_LATENCY_GATES = ("max_latency_ratio", "max_latency_ms")
 _GATES = (
     "max_accuracy_drop", "min_sqnr_db", "max_abs_error", "min_top1_agreement", "max_size", "max_latency_ratio",
     "max_latency_ms", "min_integer_coverage",
@@ -69,7 +70,8 @@ def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) ->
         limit = getattr(gates, gate)
         if limit is None:
             continue
-        for target in [None] if gate == "max_size" else [target.name for target in targets]:
+        measured = [target.name for target in targets if target.latency or gate not in _LATENCY_GATES]
+        for target in [None] if gate == "max_size" else measured:
             mine = [metric for metric in metrics if metric.target == target]
             verdict = _judge(gate, limit, mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))

@@ -25,6 +25,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from onnxshrink.core.tensors import Batch
+from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.times import PairedTimes
 
@@ -117,7 +118,7 @@ def runner(session: Session, batch: Batch) -> Run:
     On CUDA inputs and outputs are bound, so that the network is timed without its copies, unless the target asks for
     them; it returns when the device is done. On the CPU it is called as an application calls it.
     """
-    if session.target.provider == "cuda" and session.target.copies == "excluded":
+    if memory_of(session.target)[0] != "cpu" and session.target.copies == "excluded":
         return partial(session.run_bound, session.bind(batch))
     return session.call(batch)
 

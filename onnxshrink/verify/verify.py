@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnxshrink.runtime.affinity import on_cores
 from onnxshrink.runtime.graph import input_specs, is_quantized, load_model
 from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
+from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
 from onnxshrink.verify.coverage import work_metrics
@@ -161,7 +163,7 @@ def measure_latency(
     metrics: list[Metric] = []
     details: dict[str, Any] = {}
     is_reference = artifact.digest == reference.digest
-    for target in config.targets:
+    for target in filter(attrgetter("latency"), config.targets):
         specs = _shared_inputs(artifact, reference, target)
         require_batch(target, specs, where=name)
         batch = latency_batch(config, specs, target.batch)
@@ -252,7 +254,7 @@ def _conditions(target: Target, batch: Batch) -> dict[str, Any]:
         "threads": target.threads,
         "spinning": target.spinning,
         "affinity": list(target.affinity) if target.affinity else None,
-        "copies": target.copies if target.provider == "cuda" else "none",
+        "copies": target.copies if memory_of(target)[0] != "cpu" else "none",
         "inputs": {name: f"{array.dtype}[{','.join(map(str, array.shape))}]" for name, array in batch.items()},
         "latency_seconds": target.latency_seconds,
     }
