@@ -38,6 +38,8 @@ class Target(Model):
     """Cores that latency is measured on; all that the process may use by default."""
     copies: Literal["included", "excluded"] = "excluded"
     """Whether latency on CUDA has the copies between host and device in it; on the CPU there are none."""
+    startup: bool = False
+    """Measure load time, first run and peak memory as well, in six fresh processes of each model: some seconds."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
     latency: bool = True
@@ -56,6 +58,9 @@ class Target(Model):
             f" x{self.threads}" if self.threads != 1 else "",
             f", batch {self.batch}" if self.batch != 1 else "",
             f", {self.optimization}" if self.optimization != "all" else "",
+            "" if self.spinning else ", no spinning",
+            f", cores {'+'.join(map(str, self.affinity))}" if self.affinity else "",
+            ", with copies" if self.copies == "included" else "",
         )
         return self.label or "".join(parts)
 
@@ -78,6 +83,8 @@ class Gates(Model):
     """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Largest p50 latency in milliseconds."""
+    max_peak_memory: SizeBytes | None = None
+    """Most memory that loading the model and one inference may add to a fresh process; has `startup` measured."""
     min_integer_coverage: Ratio | None = None
     """Smallest share of the multiply-accumulates that must run in integer kernels; 1.0 is all of them."""
     strict: bool = False

@@ -85,7 +85,7 @@ class RunConfig(Model):
             yield _misfit(
                 ("targets",),
                 "two targets are the same",
-                "targets that differ in provider, device, threads, batch or optimization, or in their `label`",
+                "targets that differ in provider, device, threads, batch and the like, or in their `label`",
             )
 
     def _chain(self, kind: Kind, stages: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:

@@ -41,13 +41,16 @@ _RULES = {
     "max_size": _Rule("size_bytes", "model size", 1.0, " bytes"),
     "max_latency_ratio": _Rule("latency_ratio", "latency ratio", 1.0, "", _PAIRS, "raise latency_seconds"),
     "max_latency_ms": _Rule("latency_p50_ms", "p50 latency", 1.0, " ms", _PAIRS, "raise latency_seconds"),
+    "max_peak_memory": _Rule(
+        "peak_memory_bytes", "peak memory", 1.0, " bytes", remedy="some processes took more, and some less"
+    ),
 }
 
 
-_LATENCY_GATES = ("max_latency_ratio", "max_latency_ms")
+_LATENCY_GATES = ("max_latency_ratio", "max_latency_ms", "max_peak_memory")
 _GATES = (
     "max_accuracy_drop", "min_sqnr_db", "max_abs_error", "min_top1_agreement", "max_size", "max_latency_ratio",
-    "max_latency_ms", "min_integer_coverage",
+    "max_latency_ms", "max_peak_memory", "min_integer_coverage",
 )  # fmt: skip
 
 
@@ -175,7 +178,7 @@ def _said(metric: Metric, rule: _Rule) -> str:
 
 
 def _figure(value: float, rule: _Rule) -> str:
-    if rule.metric == "size_bytes":
+    if rule.unit == " bytes":
         return f"{value:,.0f}"
     return f"{value * rule.scale:.2f}" if rule.scale > 1 else f"{value:.4g}"
 

@@ -33,6 +33,7 @@ from onnxshrink.verify.coverage import work_metrics
 from onnxshrink.verify.drift_evidence import DriftEvidence
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.startup import measure_startup
 from onnxshrink.verify.times import CpuClock, latency_metrics
 
 Role: TypeAlias = Literal["original", "reference", "variant"]
@@ -151,7 +152,8 @@ def measure_latency(
 
     Returns:
         Metrics, and as ``details["latency"]`` by target what was measured under which conditions, with the times
-        themselves; see `PairedTimes.to_details`.
+        themselves; see `PairedTimes.to_details`. Where startup is asked for, ``details["startup"]`` has each process's
+        figures by target and model.
 
     Raises:
         ConfigError: A target asks for another batch than the one that the model is fixed to, or for a core that is not
@@ -161,7 +163,7 @@ def measure_latency(
         ProviderError: A target's provider is not there.
     """
     metrics: list[Metric] = []
-    details: dict[str, Any] = {}
+    details: dict[str, dict[str, Any]] = {"latency": {}, "startup": {}}
     is_reference = artifact.digest == reference.digest
     for target in filter(attrgetter("latency"), config.targets):
         specs = _shared_inputs(artifact, reference, target)
@@ -187,14 +189,17 @@ def measure_latency(
             )
         if is_reference:
             times = replace(times, reference_ns=times.candidate_ns, reference_cpu_ns=times.candidate_cpu_ns)
-        details[target.name] = _conditions(target, batch) | {"cpu_clock": cpu_clock} | times.to_details()
+        details["latency"][target.name] = _conditions(target, batch) | {"cpu_clock": cpu_clock} | times.to_details()
         metrics += latency_metrics(times, target_name=target.name)
+        if target.startup or config.gates.max_peak_memory is not None:
+            startup, details["startup"][target.name] = measure_startup(artifact, reference, target, batch, specs)
+            metrics += startup
     return Latency(
         tuple(
             replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
             for metric in metrics
         ),
-        {"latency": details},
+        {topic: by_target for topic, by_target in details.items() if by_target},
     )
 
 
