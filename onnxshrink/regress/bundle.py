@@ -27,6 +27,7 @@ from onnxshrink.core.run_folder import copy_files
 from onnxshrink.core.tensors import Array, Batch
 from onnxshrink.data.reader import open_reader
 from onnxshrink.regress.check import BundleError, ranks_classes, write_baseline
+from onnxshrink.runtime.providers import provider_options
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.verify import latency_batch
 
@@ -63,7 +64,7 @@ def leave_bundle(report: Report, artifacts: Mapping[str, Artifact], config: RunC
     Args:
         report: What the run found out; its metrics and inputs are copied.
         artifacts: Row of the report to its model.
-        config: The run's, for its data and its first target.
+        config: The run's, for its data and its first target; the CPU where all targets need a plugin.
         folder: Where the bundle shall be; it is made here.
 
     Returns:
@@ -74,9 +75,9 @@ def leave_bundle(report: Report, artifacts: Mapping[str, Artifact], config: RunC
         return None
     try:
         manifest = _write(report, artifacts, config, folder)
-    except (ShrinkError, BundleError) as e:  # what was measured stays true: the run must not be lost for want of this
+    except (ShrinkError, BundleError, OSError) as e:  # what was measured stays true, with a bundle or without
         shutil.rmtree(folder, ignore_errors=True)
-        return {"declined": e.what}
+        return {"declined": str(e).partition("\n")[0]}
     return {
         "folder": folder.name,
         "n_samples": manifest["golden"]["n_samples"],
@@ -86,7 +87,9 @@ def leave_bundle(report: Report, artifacts: Mapping[str, Artifact], config: RunC
 
 
 def _write(report: Report, artifacts: Mapping[str, Artifact], config: RunConfig, folder: Path) -> Mapping[str, Any]:
-    winner, target = report.candidate(str(report.winner)), config.targets[0]
+    # A provider that comes as a plugin is not there where only onnxruntime is.
+    target = next((target for target in config.targets if target.library is None), Target())
+    winner = report.candidate(str(report.winner))
     artifact = artifacts[winner.name]
     session = Session(artifact.model_path, target)
     numbers, samples = choose_samples(session, artifacts.get("reference"), config)
@@ -97,8 +100,9 @@ def _write(report: Report, artifacts: Mapping[str, Artifact], config: RunConfig,
         "variant": winner.name,
         "session": {
             "provider": session.providers[0],
-            "options": {str(name): str(value) for name, value in target.options.items()},
+            "options": provider_options(target),
             "threads": target.threads,
+            "optimization": target.optimization,
         },
         "golden": {"numbers": numbers, "from": _origin(config)},
         "versions": report.versions,

@@ -147,6 +147,14 @@ class BundleError(Exception):
         return "\n".join([self.what, *(f"  {label:<6} {text}" for label, text in rows if text)])
 
 
+class ManifestChangedError(BundleError):
+    """The manifest is whole and not as it was signed."""
+
+
+class UnavailableError(BundleError):
+    """What a check needs is not installed here: no verdict on the model."""
+
+
 def check_bundle(
     folder: Path, model: Path | None = None, *, latency: bool | None = None, behaviour_only: bool = False
 ) -> Result:
@@ -257,7 +265,7 @@ class Bundle:
                 fix="restore it from version control, or make the bundle anew: onnxshrink run",
             ) from e
         if signature != _signature(manifest):
-            raise BundleError(
+            raise ManifestChangedError(
                 "the manifest has been changed since it was written",
                 where=str(path),
                 got=f"digest {_signature(manifest)[:12]}",
@@ -284,9 +292,16 @@ class Bundle:
         np = _need("numpy")
         side = "inputs" if name == INPUTS else "outputs"
         names = [spec["name"] for spec in self.manifest["model"][side]]
-        with np.load(self.folder / name, allow_pickle=False) as archive:
-            count = self.manifest["golden"]["n_samples"]
-            return [{name: archive[f"{i}.{k}"] for k, name in enumerate(names)} for i in range(count)]
+        count = self.manifest["golden"]["n_samples"]
+        try:
+            with np.load(self.folder / name, allow_pickle=False) as archive:
+                return [{name: archive[f"{i}.{k}"] for k, name in enumerate(names)} for i in range(count)]
+        except Exception as e:  # numpy and zipfile raise BadZipFile, ValueError, KeyError, EOFError and more
+            raise BundleError(
+                f"the golden samples cannot be read: {type(e).__name__}: {e}",
+                where=str(self.folder / name),
+                fix="restore the file from version control, or make the bundle anew: onnxshrink run",
+            ) from e
 
 
 def save_golden(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -360,7 +375,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         ``ir_version``, ``producer``, ``opsets`` (domain to version), ``op_types`` (how many nodes of each, subgraphs
         included), ``structure`` (sha256 of nodes, attributes and connections), ``weights`` (name and sha256 of each
         initializer, in order of first use), ``steps`` (output to the size of its quantization step, for outputs that a
-        DequantizeLinear gives), ``sha256``, ``size_bytes`` (with external data) and ``external`` (those files).
+        DequantizeLinear gives), ``sha256`` and ``size_bytes`` (both with external data) and ``external`` (those files).
 
     Raises:
         BundleError: The file is no ONNX model, or is truncated.
@@ -369,7 +384,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     """
     try:
         return _description(path)
-    except (OSError, ValueError, IndexError, struct.error) as e:
+    except (OSError, ValueError, LookupError, struct.error) as e:
         raise BundleError(
             f"the model cannot be read: {e}", where=str(path), want="a whole .onnx file with its external data"
         ) from e
@@ -394,10 +409,18 @@ def _description(path: Path) -> dict[str, Any]:
         "structure": structure,
         "weights": [[name, weights[name]] for name in order],
         "steps": _output_steps(graph, nodes),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": _digest_with(data, path.parent, external),
         "size_bytes": len(data) + sum((path.parent / name).stat().st_size for name in external),
         "external": external,
     }
+
+
+def _digest_with(data: bytes, folder: Path, external: Sequence[str]) -> str:
+    """sha256 of a file's bytes and of those of its external data."""
+    sha = hashlib.sha256(data)
+    for name in external:
+        sha.update((folder / name).read_bytes())
+    return sha.hexdigest()
 
 
 def _initializers(graph: Mapping[int, Sequence[Any]], folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -448,13 +471,13 @@ def _structure(
             known.setdefault(name, f"t{len(known)}")
         row.append(f"-> {len(node.get(2, ()))}")
         sha.update("\0".join(row).encode())
-        for attribute in sorted(bytes(attribute) for attribute in node.get(5, ())):
+        for attribute in sorted(map(_raw, node.get(5, ()))):
             sha.update(b"\1" + attribute)
     for value in graph.get(12, ()):
         name = _text(_grouped(value)[1][-1])
         sha.update(b"\2" + known.get(name, name).encode())
     for message in verbatim:  # functions and sparse initializers
-        sha.update(b"\3" + bytes(message))
+        sha.update(b"\3" + _raw(message))
     return sha.hexdigest(), used
 
 
@@ -472,7 +495,7 @@ def _output_steps(graph: Mapping[int, Sequence[Any]], nodes: Sequence[Mapping[in
     """Scale of the DequantizeLinear that gives an output, where it is one float32 for the whole tensor."""
     scales = {}
     for tensor in map(_grouped, graph.get(5, ())):
-        values = b"".join(bytes(value) for value in (*tensor.get(9, ()), *tensor.get(4, ())))
+        values = b"".join(map(_raw, (*tensor.get(9, ()), *tensor.get(4, ()))))
         if tensor.get(2, [0])[-1] == 1 and len(values) == 4:
             scales[_text(tensor.get(8, [b""])[-1])] = float(struct.unpack("<f", values)[0])
     outputs = {_text(_grouped(value)[1][-1]) for value in graph.get(12, ())}
@@ -524,7 +547,14 @@ def _varint(data: Any, at: int) -> tuple[int, int]:
 
 
 def _text(value: Any) -> str:
-    return bytes(value).decode("utf-8", "replace")
+    return _raw(value).decode("utf-8", "replace")
+
+
+def _raw(value: Any) -> bytes:
+    """The bytes of a field that must not be an integer, as it may be in a damaged file."""
+    if isinstance(value, int):
+        raise ValueError("it is no ONNX model")  # noqa: TRY004  a flaw of the file, not of a type
+    return bytes(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -532,13 +562,15 @@ def _text(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_session(model: Path, settings: Mapping[str, Any], *, level: str = "all", threads: int | None = None) -> Any:
+def open_session(
+    model: Path, settings: Mapping[str, Any], *, level: str | None = None, threads: int | None = None
+) -> Any:
     """An inference session on the provider that the bundle names.
 
     Args:
         model: The file.
-        settings: ``provider`` and ``options`` as ONNX Runtime has them, ``threads``.
-        level: disabled, basic, extended or all.
+        settings: ``provider`` and ``options`` as ONNX Runtime has them, ``threads``, ``optimization`` (all by default).
+        level: disabled, basic, extended or all, in place of the settings'.
         threads: In place of the settings'; 0 takes all cores.
 
     Raises:
@@ -549,13 +581,12 @@ def open_session(model: Path, settings: Mapping[str, Any], *, level: str = "all"
     options.intra_op_num_threads = settings["threads"] if threads is None else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    names = {"disabled": "ORT_DISABLE_ALL"}
-    options.graph_optimization_level = getattr(
-        ort.GraphOptimizationLevel, names.get(level, f"ORT_ENABLE_{level.upper()}")
-    )
+    level = level or settings.get("optimization", "all")
+    name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
     provider = settings["provider"]
     if provider not in ort.get_available_providers():
-        raise BundleError(
+        raise UnavailableError(
             f"the bundle's execution provider {provider} is not available here",
             got=", ".join(ort.get_available_providers()),
             want=provider,
@@ -569,7 +600,7 @@ def open_session(model: Path, settings: Mapping[str, Any], *, level: str = "all"
     except Exception as e:  # ORT raises a dozen unrelated types, RuntimeException and Fail among them
         raise BundleError(f"ONNX Runtime cannot load the model: {_first_line(e)}", where=str(model)) from e
     if session.get_providers()[0] != provider:
-        raise BundleError(
+        raise UnavailableError(
             f"ONNX Runtime dropped {provider} without an error", got=session.get_providers()[0], want=provider
         )
     return session
@@ -625,7 +656,7 @@ def _need(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise BundleError(
+        raise UnavailableError(
             f"{name} cannot be imported: {e}", want=f"Python with numpy and {name}", fix=f"pip install {name}"
         ) from e
 
@@ -831,9 +862,9 @@ def _comparison(bundle: Bundle, model: Path, damaged: set[str | None], *, own: b
     try:
         have = describe_model(model)
         session = open_session(model, bundle.manifest["session"])
+    except UnavailableError:
+        raise
     except BundleError as e:
-        if "provider" in e.what or "imported" in e.what:
-            raise
         yield Item("model", "failed", f"{model.name}: {e.what}")
         return
     same = have["sha256"] == want["sha256"]
@@ -1001,7 +1032,7 @@ def _latency_item(bundle: Bundle, model: Path | None, damaged: set[str | None], 
     broken = sorted(str(name) for name in damaged if name not in (None, SCRIPT, OUTPUTS))
     if broken:
         return _untimed(f"{broken[0]} is damaged, so there is nothing to compare with")
-    same = model is None or digest_file(model) == bundle.manifest["model"]["sha256"]
+    same = model is None or describe_model(model)["sha256"] == bundle.manifest["model"]["sha256"]
     here, there = machine_facts()["id"], bundle.manifest["machine"]["id"]
     if same and wanted is None:
         return _untimed("the baseline itself")
@@ -1141,12 +1172,9 @@ def update_bundle(folder: Path, model: Path | None = None) -> list[str]:
     """
     folder = folder.resolve()
     try:
-        bundle = Bundle.open(folder)
-    except BundleError as e:
-        if "changed since" not in e.what:
-            raise
-        bundle = Bundle(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    result = check_bundle(folder, model, latency=False) if _is_sound(folder) else None
+        bundle, result = Bundle.open(folder), check_bundle(folder, model, latency=False)
+    except ManifestChangedError:
+        bundle, result = Bundle(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8"))), None
     items = [item for item in result.items if item.outcome == "failed"] if result else []
     if any(item.file == INPUTS for item in items):
         raise BundleError(
@@ -1162,7 +1190,7 @@ def update_bundle(folder: Path, model: Path | None = None) -> list[str]:
     try:
         if model is not None and model.resolve() != folder / MODEL:
             _replace_model(fresh, model, before["model"]["external"])
-        same = digest_file(fresh / MODEL) == before["model"]["sha256"]
+        same = describe_model(fresh / MODEL)["sha256"] == before["model"]["sha256"]
         kept = before if same else {**before, "metrics": [], "config": None, "latency": None}
         event = {"since": before["since"], "sha256": before["model"]["sha256"]}
         write_baseline(fresh, {**kept, "history": [*before.get("history", ()), event]}, samples)
@@ -1184,14 +1212,6 @@ def update_bundle(folder: Path, model: Path | None = None) -> list[str]:
                 f"tolerance {name}: {was:.3g} -> {limits['max_abs']:.3g}" if was else f"tolerance {name}: new"
             )
     return changes
-
-
-def _is_sound(folder: Path) -> bool:
-    try:
-        Bundle.open(folder)
-    except BundleError:
-        return False
-    return True
 
 
 def _replace_model(folder: Path, model: Path, external: Sequence[str]) -> None:
@@ -1337,18 +1357,27 @@ def run_check(
             )
             return 0
         result = check_bundle(folder, model, latency=latency, behaviour_only=behaviour_only)
-    except BundleError as e:
+        for path, text in ((junit, to_junit), (sarif, to_sarif)):
+            if path is not None:
+                path.write_text(text(result), encoding="utf-8")
+    except (BundleError, OSError) as error:
+        e = error if isinstance(error, BundleError) else _unwritable(error)
         if as_json:
             told = {name: getattr(e, name) for name in ("what", "where", "got", "want", "fix")}
             sys.stdout.write(json.dumps({"error": {"kind": "BundleError", **told}}, indent=2) + "\n")
         sys.stderr.write(f"error: {e}\n")
         return e.exit_code
-    for path, text in ((junit, to_junit), (sarif, to_sarif)):
-        if path is not None:
-            path.write_text(text(result), encoding="utf-8")
     if as_json or not quiet:
         sys.stdout.write(to_json(result) if as_json else to_text(result))
     return result.exit_code
+
+
+def _unwritable(error: OSError) -> BundleError:
+    return BundleError(
+        f"a file cannot be read or written: {error.strerror or error}",
+        where=str(error.filename or "") or None,
+        fix="check the path and its permissions",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -398,3 +398,55 @@ def test_a_quantized_output_may_move_by_its_own_steps(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["model"]["steps"] == {"y": scale_value}
     assert manifest["tolerances"]["y"]["max_abs"] == pytest.approx(2 * scale_value)
+
+
+def test_a_manifest_that_was_edited_is_signed_anew_by_an_update(bundle: Path) -> None:
+    """What was edited is said, and the tolerances are learned again."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    limit = manifest["tolerances"]["y"]["max_abs"]
+    manifest["tolerances"]["y"]["max_abs"] = 100.0
+    path.write_text(json.dumps(manifest))
+    changes = update_bundle(bundle)
+    assert "signed anew" in changes[0]
+    assert json.loads(path.read_text())["tolerances"]["y"]["max_abs"] == limit
+    assert check_bundle(bundle).outcome == "passed"
+
+
+def test_an_update_needs_the_golden_inputs(bundle: Path) -> None:
+    """A baseline cannot be made of damaged ones."""
+    (bundle / "golden_inputs.npz").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="damaged"):
+        update_bundle(bundle)
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2 and the path, not a traceback."""
+    assert main([str(bundle), "--junit", str(bundle / "nowhere" / "out.xml")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_latency_is_compared_on_the_same_machine_only(bundle: Path) -> None:
+    """Elsewhere it is skipped, with the reason, unless it is asked for."""
+    model = changed(bundle, rename_everything)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["machine"]["id"] = "another"
+    check_module.write_manifest(bundle, {k: v for k, v in manifest.items() if k != "digest"})
+    item = check_bundle(bundle, model).items[-1]
+    assert (item.name, item.outcome) == ("latency_ratio", "skipped")
+    assert "another machine" in item.reason
+    assert check_bundle(bundle, model, latency=True).items[-1].value is not None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "outcome"),
+    [([1.2] * 12, "failed"), ([1.0] * 12, "passed"), ([1.0] * 6 + [1.2] * 6, "inconclusive"),
+     ([1.0] * 11 + [9.0], "passed"), ([1.2] * 11 + [0.1], "failed")],
+)  # fmt: skip
+def test_latency_fails_where_the_interval_lies_above_the_limit(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, ratios: list[float], outcome: str
+) -> None:
+    """One round that was disturbed decides nothing."""
+    monkeypatch.setattr(check_module, "measure_ratio", lambda *_: (ratios, 1.0))
+    item = check_bundle(bundle, changed(bundle, rename_everything)).items[-1]
+    assert item.outcome == outcome
