@@ -14,7 +14,10 @@ def compare(
     reference: Annotated[Path, typer.Argument(help="The model to compare with.")],
     candidate: Annotated[Path, typer.Argument(help="The model in question.")],
     data: Annotated[Path, typer.Option(help="Samples: an .npz of the models' inputs, with `labels` for accuracy.")],
-    metric: Annotated[str | None, typer.Option(help="top1, top5, mae or rmse; top1 if there are labels.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="top1, top5, mae, rmse, spearman, cosine, f1 or miou; top1 if there are labels."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
     max_samples: MaxSamples = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Fail above this drop, such as 0.01.")] = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from onnxshrink.config.base import FilePath, Model, Ratio, SizeBytes
+from onnxshrink.config.base import NO_SWITCH, FilePath, Model, Ratio, SizeBytes
 from onnxshrink.config.providers import short_name
 from onnxshrink.config.tolerance import Tolerance
 
@@ -68,9 +68,9 @@ class Target(Model):
 class Gates(Model):
     """Limits a variant must keep. One that is not given is not checked; one whose metric is missing fails."""
 
-    max_accuracy_drop: Annotated[float, Field(ge=0)] | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0), NO_SWITCH] | None = None
     """Largest loss of the task metric against the original, in the metric's own unit (0.01 is one point of top-1)."""
-    min_sqnr_db: float | None = None
+    min_sqnr_db: Annotated[float, NO_SWITCH] | None = None
     """Smallest signal-to-quantization-noise ratio of any output against the float reference, in dB."""
     max_abs_error: Tolerance | None = None
     """Largest difference of any value of any output from the float reference's: a number in the output's own unit, or
@@ -79,9 +79,9 @@ class Gates(Model):
     """Smallest share of the samples for which the float reference's winning class wins, of any 2-D output."""
     max_size: SizeBytes | None = None
     """Largest model file, external data included."""
-    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ratio: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     """Largest p50 latency in milliseconds."""
     max_peak_memory: SizeBytes | None = None
     """Most memory that loading the model and one inference may add to a fresh process; has `startup` measured."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import TypeAlias
 
@@ -61,6 +61,48 @@ def matched_difference_interval(n_lost: int, n_won: int, n: int, *, confidence: 
     lost, won = (n_lost + 1) / total, (n_won + 1) / total
     half = _z(confidence) * math.sqrt((lost + won - (lost - won) ** 2) / total)
     return max(-1.0, lost - won - half), min(1.0, lost - won + half)
+
+
+def mcnemar_p(n_lost: int, n_won: int) -> float:
+    """How likely samples change as unevenly as this, or more, if none of the models is better: exact, two-sided.
+
+    Args:
+        n_lost: Samples that were right and are wrong now.
+        n_won: Samples that were wrong and are right now.
+
+    Returns:
+        The p-value, 0 to 1; 1 where no sample changed.
+
+    Source: McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or Percentages",
+        Psychometrika 1947, with the binomial distribution in place of its normal approximation.
+    """
+    n, fewer = n_lost + n_won, min(n_lost, n_won)
+    log_half_to_n = n * math.log(2)
+    tail = math.fsum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - log_half_to_n)
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def resamples(n: int, *, seed: int, n_resamples: int = 2000, width: int = 1) -> Iterator[Floats]:
+    """How often each resample of a bootstrap holds each of ``n`` observations; the draws are those of `bootstrap`.
+
+    Args:
+        n: Observations.
+        seed: Seed of the resampling.
+        n_resamples: How many resamples.
+        width: Numbers that will be made of each resample, where they are more than ``n``.
+
+    Yields:
+        ``(r, n)`` float64, few enough rows to bound memory.
+    """
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_VALUES // max(n, width))
+    for start in range(0, n_resamples, chunk):
+        rows = min(chunk, n_resamples - start)
+        picks = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats], *, seed: int, n_resamples: int = 2000) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from onnxshrink.config.data import EntryData
+from onnxshrink.config.metrics import OwnMetric
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import PruneChannels, PruneWeights, Stage, StaticQuantization
@@ -75,6 +76,7 @@ def _entries(config: RunConfig) -> list[str]:
         entries += [loss.entry for loss in learning.losses if isinstance(loss, EntryLoss)]
     roles = (config.data.train, config.data.calibration, config.data.evaluation)
     entries += [data.entry for data in roles if isinstance(data, EntryData)]
+    entries += [data.metric.entry for data in roles if data and isinstance(data.metric, OwnMetric)]
     return list(dict.fromkeys(entries))
 
 

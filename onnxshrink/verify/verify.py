@@ -28,7 +28,8 @@ from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
 from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session, require_batch
-from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
+from onnxshrink.verify.accuracy import Scores, score
+from onnxshrink.verify.comparison import accuracy_details, accuracy_metrics
 from onnxshrink.verify.coverage import work_metrics
 from onnxshrink.verify.drift_evidence import DriftEvidence
 from onnxshrink.verify.footprint import measure_footprint
@@ -108,7 +109,7 @@ def measure_quality(
         ModelError: A model cannot be run, or its outputs do not match the reference's.
         ProviderError: A target's provider is not there.
     """
-    metrics, scores = list(measure_footprint(artifact.model_path)), {}
+    metrics, scores, accuracy = list(measure_footprint(artifact.model_path)), {}, {}
     metrics += _work(artifact, reference, config)
     data = config.data.evaluation
     if data is None:
@@ -133,7 +134,10 @@ def measure_quality(
             )
             original = original_scores[target.name] if original_scores else None
             metrics += accuracy_metrics(original, scores[target.name], target_name=target.name, seed=config.seed)
-    return Quality(tuple(metrics), scores, drift.details if drift else {})
+            accuracy[target.name] = accuracy_details(original, scores[target.name])
+    return Quality(
+        tuple(metrics), scores, (drift.details if drift else {}) | ({"accuracy": accuracy} if accuracy else {})
+    )
 
 
 def measure_latency(

@@ -12,8 +12,10 @@ from onnxshrink.core.intervals import (
     _t,
     bootstrap,
     matched_difference_interval,
+    mcnemar_p,
     mean_interval,
     percentile_interval,
+    resamples,
     wilson_interval,
 )
 
@@ -115,3 +117,23 @@ def test_percentile_interval_holds_the_truth_for_few_observations(n: int) -> Non
         lo, hi = percentile_interval(bootstrap(values, partial(np.mean, axis=-1), seed=trial, n_resamples=500)[0], n)
         held += lo <= 0 <= hi
     assert held / 400 > 0.91
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (3, 3), (12, 5), (5, 12), (700, 640), (40_000, 39_500)])
+def test_mcnemar_equals_scipys_exact_test(lost: int, won: int) -> None:
+    """The two-sided p-value is scipy's binomial test of lost among changed samples."""
+    expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
+    assert mcnemar_p(lost, won) == pytest.approx(expected, rel=1e-8)
+
+
+def test_resamples_are_those_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting how often a sample is drawn gives the same means, however they are chunked."""
+    values = np.random.default_rng(0).normal(size=37)
+    draws = bootstrap(values[None], partial(np.mean, axis=-1), seed=5, n_resamples=101)[0]
+    monkeypatch.setattr("onnxshrink.core.intervals._CHUNK_VALUES", 500)
+    chunks = list(resamples(37, seed=5, n_resamples=101))
+    assert len(chunks) > 1
+    weights = np.vstack(chunks)
+    assert np.array_equal(weights.sum(axis=1), np.full(101, 37))
+    assert weights @ values / 37 == pytest.approx(draws)
+    assert len(next(resamples(37, seed=5, n_resamples=101, width=250))) == 2
