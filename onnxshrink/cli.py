@@ -8,6 +8,7 @@ import typer
 
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
+from onnxshrink.commands.explain import explain
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
 from onnxshrink.commands.run import run
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, compare, inspect, check, sensitivity, schema):
+for command in (run, quantize, compare, inspect, check, sensitivity, explain, schema):
     app.command()(command)
 
 
