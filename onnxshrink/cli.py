@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.bisect import bisect
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
 from onnxshrink.commands.explain import explain
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, compare, inspect, check, sensitivity, explain, schema):
+for command in (run, quantize, compare, inspect, check, sensitivity, explain, bisect, schema):
     app.command()(command)
 
 

@@ -17,6 +17,8 @@ from onnxshrink.core.report import Report
 REPORT_FILE = "report.json"
 BUNDLE_FOLDER = "bundle"
 """What the winner is checked with later; a folder of the run like its models."""
+BISECT_FOLDER = "bisect"
+"""What ``onnxshrink bisect`` leaves in a run's folder, or in one where no run has been yet."""
 
 
 def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle: Path | None = None) -> None:
@@ -56,12 +58,7 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle
             fresh.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise StoreError(
-            f"the run's folder cannot be written: {e.strerror or e}",
-            where=str(e.filename or folder),
-            want="a folder that can be written, with room on the disk",
-            fix="free some space, or name another folder: --runs PATH",
-        ) from e
+        raise _unwritable(e, folder) from e
 
 
 def require_own(folder: Path) -> None:
@@ -70,13 +67,35 @@ def require_own(folder: Path) -> None:
     Raises:
         StoreError: It holds files and no report.
     """
-    if folder.exists() and not (folder / REPORT_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if not folder.exists() or (folder / REPORT_FILE).is_file():
+        return
+    if folder.is_file() or any(path.name != BISECT_FOLDER for path in folder.iterdir()):
         raise StoreError(
             "the run's folder holds files that are not a run's",
             where=str(folder),
             want="an empty folder, or an earlier run",
             fix="choose another `name` in the config, or another folder: --runs PATH",
         )
+
+
+def leave(models: Mapping[str, Artifact], folder: Path) -> None:
+    """Write models into ``runs/<name>/bisect``, each into a folder of its own, in place of those that were there.
+
+    Args:
+        models: Name of the folder to artifact.
+        folder: ``runs/<name>``.
+
+    Raises:
+        StoreError: The folder cannot be written, or it holds something that no run has left.
+    """
+    require_own(folder)
+    place = folder / BISECT_FOLDER
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        for name, artifact in models.items():
+            copy_files(artifact, place / name)
+    except OSError as e:
+        raise _unwritable(e, folder) from e
 
 
 def _carry_over(old: Path, fresh: Path) -> None:
@@ -97,3 +116,12 @@ def copy_files(artifact: Artifact, folder: Path) -> None:
         target = folder / path.relative_to(artifact.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def _unwritable(error: OSError, folder: Path) -> StoreError:
+    return StoreError(
+        f"the run's folder cannot be written: {error.strerror or error}",
+        where=str(error.filename or folder),
+        want="a folder that can be written, with room on the disk",
+        fix="free some space, or name another folder: --runs PATH",
+    )
