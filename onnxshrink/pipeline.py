@@ -29,12 +29,12 @@ from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
-from onnxshrink.stages.preflight import preflight
+from onnxshrink.stages.preflight import model_inputs, preflight
 from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets, parted
-from onnxshrink.verify.caveats import disturbed, noisy, undecided, unpaid, unproven
+from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unlabelled, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
@@ -105,6 +105,8 @@ def run(
         warnings=(
             *memo.warnings,
             *unproven(config, memo.data_key),
+            *unlabelled(config, {spec.name for spec in model_inputs(config)}),
+            *guessing(measured),
             *noisy(config, measured),
             *idle,
             *disturbed(config, measured),

@@ -85,6 +85,32 @@ def mcnemar_p(n_lost: int, n_won: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def samples_to_decide(value: float, interval: Interval, limit: float, n: int) -> int | None:
+    """How many samples would decide on which side of a limit a mean is, four times in five, if it is what it seems.
+
+    Widths shrink with the root of the number. A mean that is close to the limit is itself measured with an error, so
+    the interval must stay clear of the limit by what four of five measurements keep.
+
+    Args:
+        value: The mean of ``n`` samples.
+        interval: Its interval, which holds the limit.
+        limit: What it is compared with.
+        n: Samples.
+
+    Returns:
+        The number, rounded up to two digits, or None where the value is the limit, or ten million would not do.
+
+    Source: the sample size of a one-sided test with power 0.8, such as Chow, Shao and Wang, "Sample Size Calculations
+        in Clinical Research", 2003, section 3.1.
+    """
+    width = interval[1] - value if value < limit else value - interval[0]
+    power = 1 + NormalDist().inv_cdf(0.8) / _z(CONFIDENCE)
+    if value == limit or (found := n * (power * width / (limit - value)) ** 2) > 1e7:
+        return None
+    step: int = 10 ** max(0, len(str(int(found))) - 2)
+    return max(n + 1, math.ceil(found / step) * step)
+
+
 def resamples(n: int, *, seed: int, n_resamples: int = 2000, width: int = 1) -> Iterator[Floats]:
     """How often each resample of a bootstrap holds each of ``n`` observations; the draws are those of `bootstrap`.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxshrink.config.gates import Gates, Select, Target
+from onnxshrink.core.intervals import samples_to_decide
 from onnxshrink.core.report import Candidate, Metric, Verdict
 from onnxshrink.verify.drift_gates import judge_agreement, judge_error, judge_sqnr
 
@@ -35,9 +36,7 @@ class _Rule:
 
 _PAIRS = ("latency_pairs", "pairs")
 _RULES = {
-    "max_accuracy_drop": _Rule(
-        "accuracy_drop", "accuracy drop", 1.0, "", ("evaluation_samples", "samples"), "add evaluation samples"
-    ),
+    "max_accuracy_drop": _Rule("accuracy_drop", "accuracy drop"),
     "max_size": _Rule("size_bytes", "model size", 1.0, " bytes"),
     "max_latency_ratio": _Rule("latency_ratio", "latency ratio", 1.0, "", _PAIRS, "raise latency_seconds"),
     "max_latency_ms": _Rule("latency_p50_ms", "p50 latency", 1.0, " ms", _PAIRS, "raise latency_seconds"),
@@ -139,6 +138,8 @@ def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
         return Verdict(gate, limit, "failed", f"{rule.label} has no value: {why}")
     if metric.unit == "ratio" and gate == "max_accuracy_drop":
         rule = replace(rule, scale=100.0, unit=" points")
+    if gate == "max_accuracy_drop":
+        return _judge_drop(limit, metric, rule, metrics)
     lo, hi = (metric.value if end is None else end for end in (metric.lo, metric.hi))
     found, wanted = f"{rule.label} {_said(metric, rule)}", f"the limit of {_figure(limit, rule)}{rule.unit}"
     if hi <= limit:
@@ -148,6 +149,22 @@ def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
     count = next((m for m in metrics if rule.count and m.name == rule.count[0] and m.value is not None), None)
     cannot = f"{count.value:.0f} {rule.count[1]} cannot decide it; " if count and rule.count else ""
     return Verdict(gate, limit, "inconclusive", f"{found} straddles {wanted}: {cannot}{rule.remedy}")
+
+
+def _judge_drop(limit: float, metric: Metric, rule: _Rule, metrics: Sequence[Metric]) -> Verdict:
+    """In the words of a comparison that is to show that nothing much was lost."""
+    gate, value = "max_accuracy_drop", metric.value or 0.0
+    lo, hi = (value if end is None else end for end in (metric.lo, metric.hi))
+    found = f"{rule.label} {_said(metric, rule)}"
+    claim = f"worse by more than {_figure(limit, rule)}{rule.unit} is"
+    if hi <= limit:
+        return Verdict(gate, limit, "passed", f"{found}: not {claim} shown")
+    if lo > limit:
+        return Verdict(gate, limit, "failed", f"{found}: {claim} shown")
+    n = next((int(m.value) for m in metrics if m.name == "evaluation_samples" and m.value), None)
+    said = f"{found}: not {claim} not shown" + (f" by {n:,} samples" if n else "")
+    enough = samples_to_decide(value, (lo, hi), limit, n) if n else None
+    return Verdict(gate, limit, "inconclusive", said + (f"; about {enough:,} would decide it" if enough else ""))
 
 
 def _judge_coverage(limit: float, metrics: Sequence[Metric]) -> Verdict:

@@ -16,6 +16,7 @@ from onnxshrink.core.intervals import (
     mean_interval,
     percentile_interval,
     resamples,
+    samples_to_decide,
     wilson_interval,
 )
 
@@ -137,3 +138,24 @@ def test_resamples_are_those_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(weights.sum(axis=1), np.full(101, 37))
     assert weights @ values / 37 == pytest.approx(draws)
     assert len(next(resamples(37, seed=5, n_resamples=101, width=250))) == 2
+
+
+@pytest.mark.parametrize(
+    ("p_lost", "p_won", "limit"), [(0.02, 0.015, 0.02), (0.01, 0.01, 0.01), (0.08, 0.03, 0.03), (0.04, 0.0, 0.02)]
+)
+def test_the_samples_that_are_asked_for_decide(p_lost: float, p_won: float, limit: float) -> None:
+    """With the number asked for, the paired interval is clear of the limit in about four of five experiments."""
+    n, drop = 200, p_lost - p_won
+    half = 1.96 * np.sqrt((p_lost + p_won - drop**2) / n)
+    enough = samples_to_decide(drop, (drop - half, drop + half), limit, n)
+    assert enough is not None
+    counts = np.random.default_rng(0).multinomial(enough, [p_lost, p_won, 1 - p_lost - p_won], size=1000)
+    ends = np.array([matched_difference_interval(lost, won, enough) for lost, won, _ in counts.tolist()])
+    decided = (ends[:, 1] <= limit) if drop < limit else (ends[:, 0] > limit)
+    assert 0.72 < decided.mean() < 0.9
+
+
+def test_no_number_of_samples_decides_what_lies_on_the_limit() -> None:
+    """The value at the limit, or next to it, is not promised to be decided."""
+    assert samples_to_decide(0.01, (-0.01, 0.03), 0.01, 200) is None
+    assert samples_to_decide(0.0099999, (-0.01, 0.03), 0.01, 200) is None

@@ -36,10 +36,20 @@ def test_inconclusive_says_what_would_decide_it() -> None:
     samples = Metric("evaluation_samples", 797.0, "count", target="cpu")
     verdict = only(Gates(max_accuracy_drop=0.01), drop(0.004, -0.002, 0.011), samples)
     assert verdict.reason == (
-        "accuracy drop 0.40 points (-0.20 … 1.10) straddles the limit of 1.00 points: "
-        "797 samples cannot decide it; add evaluation samples"
+        "accuracy drop 0.40 points (-0.20 … 1.10): not worse by more than 1.00 points is not shown by 797 samples; "
+        "about 2,300 would decide it"
     )
     assert (verdict.gate, verdict.limit, verdict.target) == ("max_accuracy_drop", 0.01, "cpu")
+
+
+def test_what_is_shown_is_said() -> None:
+    """Passed and failed drops say in words what the interval has shown."""
+    assert only(Gates(max_accuracy_drop=0.01), drop(0.0, -0.01, 0.009)).reason.endswith(
+        ": not worse by more than 1.00 points is shown"
+    )
+    assert only(Gates(max_accuracy_drop=0.01), drop(0.03, 0.011, 0.04)).reason.endswith(
+        "): worse by more than 1.00 points is shown"
+    )
 
 
 def test_strict_fails_what_is_not_proved() -> None:
