@@ -98,17 +98,21 @@ def tamperings() -> tuple[Tampering, ...]:
     )
 
 
-def slow_down(model: Model, products: int = 1) -> None:
-    """Add work before the first output and leave its values as they are: ``products`` of 64 x 64 matrices in a row."""
+def slow_down(model: Model, products: int = 2) -> None:
+    """Add work before the first output and leave its values as they are: ``products`` of 64 x 64 matrices in a row.
+
+    The matrix is written as one number and its shape, so the file hardly grows: only a clock tells.
+    """
     (output, raw), side = _detach_output(model), _SLOW_SIDE
-    weight = np.full((side, side), 1 / side, np.float32)
+    cell = np.array(1 / side, np.float32)
     model.graph.initializer.extend(
         numpy_helper.from_array(array, f"slow_{name}")
-        for name, array in {"w": weight, "shape": np.array([side, side]), "zero": np.array(0, np.float32)}.items()
+        for name, array in {"cell": cell, "shape": np.array([side, side]), "zero": np.array(0, np.float32)}.items()
     )
     names = [f"slow_{turn}" for turn in range(products + 1)]
     model.graph.node.extend(
         [
+            helper.make_node("Expand", ["slow_cell", "slow_shape"], ["slow_w"]),
             helper.make_node("ReduceMean", [raw], ["slow_mean"], keepdims=0),
             helper.make_node("Expand", ["slow_mean", "slow_shape"], [names[0]]),
             *(helper.make_node("MatMul", [a, "slow_w"], [b]) for a, b in pairwise(names)),

@@ -154,18 +154,18 @@ def judged(one: Mutant | Tampering, bundle: Path, copy: Path, mutant: Path) -> R
         for column, loose in (("build", False), ("behaviour", True)):
             found[column] = failing(
                 lambda loose=loose: first_failed(
-                    check_bundle(bundle, mutant, latency=one.costs, behaviour_only=loose), slow=one.costs
+                    check_bundle(bundle, mutant, latency=one.costs and loose, behaviour_only=loose),
+                    only="latency_ratio" if one.costs and loose else "",
                 )
             )
         equivalent = failing(lambda: compare_by_name(bundle, copy, rtol=0.0, atol=0.0)) is None and not one.costs
     return Row(bundle.parent.name, one.family, one.name, found, equivalent, isinstance(one, Mutant) and one.costs)
 
 
-def first_failed(result: Result, *, slow: bool = False) -> str | None:
-    """The first item that failed; of a mutant that is slower and nothing else the latency, with its ratio."""
-    failed = [item for item in result.items if item.outcome == "failed"]
-    times = [f"{item.name} {item.value:.2f}" for item in failed if slow and item.name == "latency_ratio"]
-    return next(iter([*times, *(item.name for item in failed)]), None)
+def first_failed(result: Result, *, only: str = "") -> str | None:
+    """The first item that failed, with what was measured; of those called ``only``, where that is given."""
+    failed = [item for item in result.items if item.outcome == "failed" and only in ("", item.name)]
+    return next((f"{item.name} {item.value:.2f}" if only else item.name for item in failed), None)
 
 
 def golden_samples(bundle: Path, name: str, count: int) -> list[list[np.ndarray[Any, Any]]]:
@@ -226,8 +226,9 @@ def describe(rows: list[Row], seconds: float) -> None:
     print(f"{'family':<14}{'of':>4}" + "".join(f"{name:>11}" for name in COLUMNS) + "   build was found by")
     for family in dict.fromkeys(row.family for row in rows):
         print(line(family, [row for row in rows if row.family == family]))
-    print(line("all", rows))
     mutants = [row for row in rows if "build" in row.found]
+    print(line("the model's", mutants))
+    print(line("all", rows))
     same = [row for row in mutants if row.equivalent]
     print(f"{len(same)} of the {len(mutants)} mutants of the model give the golden outputs bit for bit, and as fast")
     for column in ("file", "build"):

@@ -133,6 +133,7 @@ def test_the_fixture_gives_the_result(project: Path) -> None:
     ran(project, "tests/test_build.py", status=0)
 
 
+@pytest.mark.slow
 def test_a_new_baseline_is_accepted_only_when_asked_and_told(project: Path) -> None:
     """After that the new build passes, the summary says what changed, and the old model fails."""
     build(project / "build.onnx")
@@ -149,6 +150,7 @@ def test_a_new_baseline_is_accepted_only_when_asked_and_told(project: Path) -> N
     ran(project, "tests/test_build.py", status=1)
 
 
+@pytest.mark.slow
 def test_several_workers_collect_the_same_and_write_nothing(project: Path) -> None:
     """pytest-xdist refuses workers that collect differently; new baselines are one process's work."""
     assert "passed" in ran(project, "-n", "2", status=0, workers=True)
