@@ -29,6 +29,10 @@ PRECISE_RATIO = 0.01
 MAX_STORED_PAIRS = 2000
 """Pairs that a report keeps of one measurement."""
 
+_GUARDED = 0.975
+"""Confidence of a ratio's interval where its arithmetic holds, so that 95% remain where it does not quite: ending early
+costs up to 0.7 points, and rounds are not exactly normal."""
+
 _CAUTIOUS = 0.999
 """Confidence at which a limit counts as decided while measuring goes on."""
 
@@ -75,7 +79,7 @@ class PairedTimes:
     @cached_property
     def ratio_interval(self) -> Interval:
         """Interval of `ratio`."""
-        return self.interval(_median_draws(self.candidate_ns / self.reference_ns))
+        return _ratio_interval(self.candidate_ns / self.reference_ns)
 
     @cached_property
     def cpu_ratio(self) -> tuple[float, Interval] | None:
@@ -84,7 +88,7 @@ class PairedTimes:
             return None
         # A call that the clock missed has no ratio: it stands at the end that it belongs to, and the median remains.
         ratios = self.candidate_cpu_ns / np.maximum(self.reference_cpu_ns, 1.0)
-        return float(np.median(ratios)), self.interval(_median_draws(ratios))
+        return float(np.median(ratios)), _ratio_interval(ratios)
 
     def interval(self, draws: Floats) -> Interval:
         """Interval from draws over this measurement's rounds."""
@@ -138,7 +142,7 @@ class PairedTimes:
 
 
 def latency_metrics(times: PairedTimes, *, target_name: str) -> tuple[Metric, ...]:
-    """A measurement as metrics, with 95% bootstrap intervals over rounds.
+    """A measurement as metrics, with 95% intervals from how the rounds differ.
 
     Returns:
         ``latency_p50_ms``, ``latency_p95_ms``, ``reference_latency_p50_ms``, ``latency_ratio`` (of the median pair),
@@ -205,6 +209,17 @@ def _cpu_metrics(times: PairedTimes, target_name: str, note: str | None) -> tupl
         Metric(name, value, unit, *ends, target=target_name, note=note)
         for (name, unit), (value, ends) in zip(names, values, strict=True)
     )
+
+
+def _ratio_interval(ratios: Floats) -> Interval:
+    """Interval of the median of ``(n_rounds, n_pairs)`` ratios: Student's, of the rounds' own on a logarithmic scale.
+
+    A bootstrap of six rounds holds too little: it missed the truth in 8.5% of 600 simulated measurements.
+    """
+    ratio = float(np.median(ratios))
+    medians = np.maximum(np.median(ratios, axis=1), np.finfo(np.float64).tiny)
+    lo, hi = np.exp(mean_interval(np.log(medians), confidence=_GUARDED))
+    return min(float(lo), ratio), max(float(hi), ratio)
 
 
 def _median_draws(values: Floats) -> Floats:
