@@ -34,7 +34,7 @@ from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets, parted
-from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unlabelled, unpaid, unproven
+from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unexplained, unlabelled, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
@@ -108,6 +108,7 @@ def run(
             *unlabelled(config, {spec.name for spec in model_inputs(config)}),
             *guessing(measured),
             *noisy(config, measured),
+            *unexplained(measured),
             *idle,
             *disturbed(config, measured),
             *misplaced(measured),

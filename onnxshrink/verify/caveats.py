@@ -18,6 +18,8 @@ from onnxshrink.verify.noise import find_noise, loses
 from onnxshrink.verify.times import find_waiting
 from onnxshrink.verify.verify import Row, measure_latency
 
+_DRIFT_GATES = {"min_sqnr_db", "max_abs_error", "min_top1_agreement"}
+
 
 def unproven(config: RunConfig, data_key: Callable[[Role], Any]) -> Iterator[str]:
     """What was not measured, or on samples that a stage has seen.
@@ -118,6 +120,16 @@ def disturbed(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[st
         if target.provider == "cpu":
             for candidate in candidates:
                 yield from find_waiting(candidate, target)
+
+
+def unexplained(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """How to learn why a variant failed a gate on drift: it takes a run of its own, so it is not done unasked."""
+    reference = next((one.model for one in candidates if one.role == "reference"), "reference.onnx")
+    for candidate in candidates:
+        failed = {verdict.gate for verdict in candidate.verdicts if verdict.outcome == "failed"}
+        if failed & _DRIFT_GATES:
+            files = f"{reference} {candidate.model} --data samples.npz"
+            yield f"{candidate.name} failed on drift: `onnxshrink explain {files}` says which nodes, and why"
 
 
 def undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

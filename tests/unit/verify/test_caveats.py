@@ -7,7 +7,7 @@ import pytest
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact, Digest
 from onnxshrink.core.events import Silent
-from onnxshrink.core.report import Candidate, Metric
+from onnxshrink.core.report import Candidate, Metric, Verdict
 from onnxshrink.verify import caveats
 from onnxshrink.verify.verify import Latency, Role, Row
 
@@ -57,3 +57,12 @@ def test_without_an_original_the_reference_is_the_measure() -> None:
     config = RunConfig.model_validate({"model": {"onnx": __file__}})
     (text,) = caveats.unpaid(config, rows, candidates, Silent())
     assert text.startswith("slow: 0.50 of the MACs of reference")
+
+
+def test_a_failed_gate_on_drift_says_how_to_learn_why() -> None:
+    """One line with the two files; a gate on size needs no explanation of nodes."""
+    reference = Candidate("reference", "reference", "fp32.onnx", "")
+    drifted = Candidate("int8", "variant", "int8.onnx", "", verdicts=(Verdict("min_sqnr_db", 20, "failed", ""),))
+    heavy = Candidate("fat", "variant", "fat.onnx", "", verdicts=(Verdict("max_size", 20, "failed", ""),))
+    (line,) = caveats.unexplained([reference, drifted, heavy])
+    assert line.startswith("int8 failed on drift: `onnxshrink explain fp32.onnx int8.onnx --data ")
