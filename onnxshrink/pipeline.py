@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
-from onnxshrink.config.base import fingerprint
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
@@ -219,7 +218,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             "reference": row.reference.digest,
             "original": first.digest if first else None,
             "data": memo.data_key("evaluation"),
-            "targets": [fingerprint(target) for target in config.targets],
+            "targets": [target.outputs_key() for target in config.targets],
             "seed": config.seed,
         }
 

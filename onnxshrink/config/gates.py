@@ -6,12 +6,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from onnxshrink.config.base import NO_SWITCH, FilePath, Model, Ratio, SizeBytes
+from onnxshrink.config.base import NO_SWITCH, FilePath, Model, Ratio, SizeBytes, fingerprint
 from onnxshrink.config.providers import short_name
 from onnxshrink.config.tolerance import Tolerance
 
 Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
 """ONNX Runtime's graph optimization levels; ``all`` is what a session has by default."""
+
+
+_OF_LATENCY = {"spinning", "affinity", "copies", "startup", "batch", "latency", "latency_seconds", "label"}
+"""Settings of a target that no output depends on."""
 
 
 class Target(Model):
@@ -49,6 +53,11 @@ class Target(Model):
     for a model that is slow to open: sessions are opened anew at least six times."""
     label: Annotated[str, Field(min_length=1, max_length=40)] | None = None
     """Name in the report, for targets that differ in nothing else that it would show, such as their options."""
+
+    def outputs_key(self) -> dict[str, Any]:
+        """What can change outputs, for a memo key, and the name that they are reported under."""
+        settings = fingerprint(self)
+        return {"name": self.name} | {name: settings[name] for name in settings.keys() - _OF_LATENCY}
 
     @property
     def name(self) -> str:

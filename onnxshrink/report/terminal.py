@@ -103,7 +103,7 @@ def _grouped(values: Mapping[str, str]) -> str:
 
 def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
     def measured(name: str) -> Metric | None:
-        return candidate.metric(name, target=target) or candidate.metric(name)
+        return next((m for m in candidate.metrics if m.name == name and m.target in (target, None)), None)
 
     ratio = measured("latency_ratio")
     verdict = Text("")

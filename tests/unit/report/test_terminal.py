@@ -40,3 +40,13 @@ def test_macs_and_compressed_bytes_stand_where_they_tell_something() -> None:
 def test_counts_are_read_at_a_glance(value: float, text: str) -> None:
     """Three digits and a unit."""
     assert format_count(value) == text
+
+
+def test_what_was_not_measured_on_a_target_is_not_shown_there() -> None:
+    """A target without latency shows none, and not that of another; what belongs to no target stands on each."""
+    times = Metric("latency_p50_ms", 1.25, "ms", target="cpu"), Metric("sqnr_db", 40.0, "dB", target="plain")
+    text = shown(Candidate("int8", "variant", "", "", (*times, Metric("size_bytes", 9000.0, "bytes"))))
+    on_cpu, on_plain = text.split("on cpu")[1].split("on plain")
+    assert "1.25" in on_cpu
+    assert "1.25" not in on_plain
+    assert on_cpu.count("9.0 kB") == on_plain.count("9.0 kB") == 1

@@ -215,14 +215,25 @@ def test_metrics_are_quantiles_with_ends_around_them() -> None:
     """p50, p95 and ratio equal numpy's over all pairs, each within its interval, on the target."""
     times = measure(Machine(3), MS, 1.2 * MS)
     metrics = {metric.name: metric for metric in latency_metrics(times, target_name="cpu x2")}
-    assert metrics["latency_p50_ms"].value == np.median(times.candidate_ns) / MS
-    assert metrics["latency_p95_ms"].value == np.quantile(times.candidate_ns, 0.95) / MS
-    assert metrics["reference_latency_p50_ms"].value == np.median(times.reference_ns) / MS
+    assert metrics["latency_p50_ms"].value == pytest.approx(np.median(times.candidate_ns) / MS)
+    assert metrics["latency_p95_ms"].value == pytest.approx(np.quantile(times.candidate_ns, 0.95) / MS)
+    assert metrics["reference_latency_p50_ms"].value == pytest.approx(np.median(times.reference_ns) / MS)
     assert metrics["latency_ratio"].value == np.median(times.candidate_ns / times.reference_ns)
     assert metrics["latency_pairs"].value == times.candidate_ns.size
     for metric in metrics.values():
         assert metric.target == "cpu x2"
         assert metric.lo is None or metric.lo <= metric.value <= metric.hi
+
+
+def test_intervals_of_milliseconds_hold_the_truth_for_six_rounds() -> None:
+    """Rounds that differ by 2%: 95% of the intervals of p50 hold the true one; plain percentiles of six hold 93%."""
+    held = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        ns = MS * np.exp(rng.normal(0, 0.02, (6, 1)) + rng.normal(0, 0.001, (6, 50)))
+        metrics = {metric.name: metric for metric in latency_metrics(without_cpu(ns, ns), target_name="cpu")}
+        held += metrics["latency_p50_ms"].lo <= 1.0 <= metrics["latency_p50_ms"].hi
+    assert 285 <= held < 300
 
 
 def test_progress_is_told_after_each_round() -> None:
@@ -342,6 +353,8 @@ def test_waiting_is_told() -> None:
     assert len(told) == 1
     assert told[0].startswith("int8: on cpu latency is 1.100 (1.097 to 1.104) times")
     assert warnings(unfair, Target(threads=2)) == []
+    hardly = PairedTimes(quiet.reference_ns, 1.01 * quiet.candidate_ns, quiet.reference_cpu_ns, quiet.candidate_cpu_ns)
+    assert warnings(hardly, Target()) == []
     busy = PairedTimes(2 * quiet.reference_ns, 2 * quiet.candidate_ns, quiet.reference_cpu_ns, quiet.candidate_cpu_ns)
     told = warnings(busy, Target(threads=2))
     assert len(told) == 1
@@ -353,9 +366,9 @@ def test_details_hold_the_times() -> None:
     """Whole nanoseconds by round, both clocks, both models, and how they were got; plain JSON."""
     times = measure(Machine(0, noise=0.01), MS, 2 * MS, seconds=2.0)
     details = json.loads(json.dumps(times.to_details()))
-    assert details["stored_every"] == 1
+    every = details["stored_every"]
     for name in ("reference_ns", "candidate_ns", "reference_cpu_ns", "candidate_cpu_ns"):
-        assert np.allclose(details[name], getattr(times, name), atol=0.5)
+        assert np.allclose(details[name], getattr(times, name)[:, ::every], atol=0.5)
     assert (details["rounds"], details["pairs"]) == (len(times.reference_ns), times.reference_ns.size)
     assert len(details["warm_up_pairs"]) == details["rounds"]
     assert min(details["warm_up_pairs"]) >= 10
@@ -363,11 +376,11 @@ def test_details_hold_the_times() -> None:
 
 
 def test_details_are_bounded() -> None:
-    """Of 6,000 pairs every third of each round is kept, and the details say so."""
+    """Of 6,000 pairs every thirtieth of each round is kept, and the details say so."""
     ns = np.arange(6000.0).reshape(60, 100)
     details = without_cpu(ns, ns).to_details()
-    assert details["stored_every"] == 3
-    assert details["candidate_ns"] == ns[:, ::3].astype(int).tolist()
+    assert details["stored_every"] == 30
+    assert details["candidate_ns"] == ns[:, ::30].astype(int).tolist()
     assert sum(map(len, details["candidate_ns"])) <= MAX_STORED_PAIRS + 60
 
 
