@@ -123,13 +123,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> BundleFile | None:
-    """A bundle's manifest stands for the bundle."""
-    if file_path.name != _MANIFEST:
-        return None
+    """A bundle's manifest stands for the bundle, and is missed where the other files are left without it."""
     folder = file_path.parent
     if folder.suffix != ".bundle" and folder not in parent.config.getini("onnxshrink_bundles"):
         return None
-    bundle: BundleFile = BundleFile.from_parent(parent, path=file_path)
+    manifest = folder / _MANIFEST
+    first = manifest if manifest.is_file() else min(path for path in folder.iterdir() if path.is_file())
+    if file_path != first:
+        return None
+    bundle: BundleFile = BundleFile.from_parent(parent, path=manifest)
     return bundle
 
 

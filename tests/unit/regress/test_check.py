@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -206,6 +208,109 @@ def test_a_bundle_that_cannot_be_read_is_an_error(bundle: Path, change: str) -> 
     assert main([str(bundle)]) == 2
 
 
+def sign(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a manifest with a change and a signature that fits it, as an attacker would."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest)
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps({**rest, "digest": digest}))
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc/hostname", "sub/../../victim"])
+@pytest.mark.parametrize("place", ["files", "external"])
+def test_a_bundle_reaches_nothing_outside_its_folder(bundle: Path, name: str, place: str) -> None:
+    """Neither a check nor an update reads, writes or removes what a signed manifest names elsewhere."""
+    victim = bundle.parent / "victim"
+    victim.write_text("precious")
+
+    def change(manifest: dict[str, Any]) -> None:
+        if place == "files":
+            manifest["files"][name] = {"sha256": "0" * 64, "size_bytes": 1}
+        else:
+            manifest["model"]["external"] = [name]
+
+    sign(bundle, change)
+    with pytest.raises(BundleError, match="outside the folder"):
+        check_bundle(bundle)
+    with pytest.raises(BundleError, match="outside the folder"):
+        update_bundle(bundle, changed(bundle, scale(1.01)))
+    assert victim.read_text() == "precious"
+
+
+def test_a_model_reaches_no_data_outside_its_folder(bundle: Path) -> None:
+    """A candidate whose weights lie elsewhere is refused before anything is read."""
+    (bundle.parent / "w.data").write_bytes(b"0" * 4096)
+
+    def outside(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../w.data")
+
+    model = onnx.load(str(bundle / "model.onnx"))
+    outside(model)
+    folder = bundle.parent / "in"
+    folder.mkdir()
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="outside the folder"):
+        describe_model(folder / "m.onnx")
+    assert failed(check_bundle(bundle, folder / "m.onnx")) == {"model"}
+
+
+@pytest.mark.parametrize("part", ["model", "files", "tolerances", "session", "golden", "machine", "versions", "schema"])
+def test_a_signed_manifest_that_lacks_a_part_is_an_error_of_the_users(bundle: Path, part: str) -> None:
+    """Exit code 2 and not a traceback, whatever the signature says."""
+    sign(bundle, lambda manifest: manifest.pop(part))
+    assert main([str(bundle)]) == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '{"digest": "x"}', "\x00"])
+def test_text_that_is_no_manifest_is_an_error_of_the_users(bundle: Path, text: str) -> None:
+    """Other JSON, deep JSON, none: exit code 2."""
+    (bundle / "manifest.json").write_text(text)
+    assert main([str(bundle)]) == 2
+
+
+def test_a_manifest_beyond_measure_is_not_read(bundle: Path) -> None:
+    """A file of zeros that takes no room on the disk would take all memory."""
+    with (bundle / "manifest.json").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(BundleError, match="larger than"):
+        check_bundle(bundle)
+
+
+def test_golden_samples_are_never_unpickled(bundle: Path, tmp_path: Path) -> None:
+    """Objects in an archive are refused, also where digests fit: reading them would run what they say."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    bomb = np.empty(1, object)
+    bomb[0] = Bomb()
+    np.savez(bundle / "golden_inputs.npz", **{"0.0": bomb})
+    digest = hashlib.sha256((bundle / "golden_inputs.npz").read_bytes()).hexdigest()
+    size = (bundle / "golden_inputs.npz").stat().st_size
+    sign(bundle, lambda m: m["files"]["golden_inputs.npz"].update(sha256=digest, size_bytes=size))
+    assert failed(check_bundle(bundle)) == {"max_abs_error y"}
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_small_model_may_gain_a_name(bundle: Path) -> None:
+    """5% of a few kilobytes are less than metadata take; 5 kB more of them are too many."""
+
+    def described(length: int) -> Callable[[onnx.ModelProto], None]:
+        def change(model: onnx.ModelProto) -> None:
+            model.doc_string = "x" * length
+
+        return change
+
+    assert not failed(check_bundle(bundle, changed(bundle, described(3000)), latency=False))
+    assert failed(check_bundle(bundle, changed(bundle, described(5000)), latency=False)) == {"size_bytes"}
+
+
 def test_a_file_that_is_no_model_fails(bundle: Path, tmp_path: Path) -> None:
     """A truncated candidate is a verdict on it, and what hangs on it is skipped."""
     (tmp_path / "half.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:-100])
@@ -303,6 +408,28 @@ def test_an_update_that_cannot_be_made_changes_nothing(bundle: Path, tmp_path: P
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     with pytest.raises(BundleError, match="cannot run golden sample 0"):
         update_bundle(bundle, tmp_path / "other.onnx")
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_update_that_ends_halfway_loses_no_bundle(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, *, killed: bool
+) -> None:
+    """Killed, or refused by the disk, between the two renames: the next check finds the old bundle in its place."""
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    rename = Path.rename
+
+    def stopped(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise KeyboardInterrupt if killed else OSError(28, "no space left")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopped)
+        with pytest.raises(KeyboardInterrupt if killed else OSError):
+            update_bundle(bundle, changed(bundle, scale(1.01)))
+    assert bundle.exists() is not killed
+    assert check_bundle(bundle).outcome == "passed"
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 

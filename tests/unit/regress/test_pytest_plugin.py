@@ -108,6 +108,15 @@ def test_a_damaged_manifest_is_one_test_that_tells_how_to_mend_it(project: Path)
     assert "Traceback" not in said
 
 
+def test_a_manifest_that_is_gone_is_a_test_that_fails(project: Path) -> None:
+    """A folder that is called a bundle is never passed over in silence."""
+    (project / "tests" / "cnn.bundle" / "manifest.json").unlink()
+    said = ran(project, "-v", status=1)
+    assert "tests/cnn.bundle/manifest.json::manifest FAILED" in said
+    assert "1 failed" in said
+    assert "there is no bundle: it has no manifest.json" in said
+
+
 def write_test(project: Path, line: str) -> None:
     text = f"def test_build(onnxshrink_check):\n    {line}\n"
     (project / "tests" / "test_build.py").write_text(text, encoding="utf-8")
