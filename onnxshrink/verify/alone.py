@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from onnxshrink.core.tensors import Array, Batch
 from onnxshrink.runtime.session import Session
-from onnxshrink.verify.pairing import Tensors, showing
+from onnxshrink.verify.graph_tensors import Tensors, showing
 
 _MADE, _GIVEN, _SWITCH = "made:", "given:", "switch:"
 

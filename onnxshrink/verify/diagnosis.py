@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxshrink.verify.local_error import GridError, Measured, PieceError, ratio
+from onnxshrink.verify.error_sums import GridError, Measured, PieceError, ratio
 from onnxshrink.verify.pairing import Pair
 from onnxshrink.verify.products import Weights
 

@@ -23,8 +23,10 @@ from onnxshrink.runtime.graph import input_specs, load_model, name_nodes
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.runtime.session import Session
 from onnxshrink.verify.diagnosis import Finding, diagnose
-from onnxshrink.verify.local_error import Deployed, Measured, measure_pieces, ratio
-from onnxshrink.verify.pairing import Pair, Tensors, pair_up
+from onnxshrink.verify.error_sums import Measured, ratio
+from onnxshrink.verify.graph_tensors import Tensors
+from onnxshrink.verify.local_error import Deployed, measure_pieces
+from onnxshrink.verify.pairing import Pair, pair_up
 
 MAX_SAMPLES = 32
 """Samples by default: an error of a node is millions of values in one of them."""

@@ -20,7 +20,8 @@ from onnx import helper, numpy_helper
 
 from onnxshrink.core.tensors import Array
 from onnxshrink.runtime.session import Session
-from onnxshrink.verify.pairing import Pair, Piece, Tensors
+from onnxshrink.verify.graph_tensors import Tensors
+from onnxshrink.verify.pairing import Pair, Piece
 
 Version: TypeAlias = Literal["weights", "inputs", "whole"]
 VERSIONS: tuple[Version, ...] = ("weights", "inputs", "whole")

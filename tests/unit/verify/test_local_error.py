@@ -17,9 +17,11 @@ from onnx.reference import ReferenceEvaluator
 from onnxshrink.config.data import NpzData
 from onnxshrink.runtime.graph import input_specs
 from onnxshrink.runtime.session import Session
+from onnxshrink.verify.error_sums import GridError, Measured, energy, signal_of
 from onnxshrink.verify.explain import explain_models
-from onnxshrink.verify.local_error import GridError, Measured, energy, measure_pieces, signal_of, windows_of
-from onnxshrink.verify.pairing import Pair, Tensors, pair_up
+from onnxshrink.verify.graph_tensors import Tensors
+from onnxshrink.verify.local_error import measure_pieces, windows_of
+from onnxshrink.verify.pairing import Pair, pair_up
 from onnxshrink.verify.pieces import Grid
 
 

@@ -11,7 +11,8 @@ from onnx import helper
 
 from onnxshrink.core.errors import ModelError
 from onnxshrink.runtime.graph import name_nodes
-from onnxshrink.verify.pairing import Pair, Tensors, pair_up
+from onnxshrink.verify.graph_tensors import Tensors
+from onnxshrink.verify.pairing import Pair, pair_up
 
 
 def paired(reference: nets.Model, candidate: nets.Model) -> Pair:
