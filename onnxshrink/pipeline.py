@@ -107,7 +107,7 @@ def run(
             *unlabelled(config, {spec.name for spec in model_inputs(config)}),
             *guessing(measured),
             *noisy(config, measured),
-            *unexplained(measured),
+            *unexplained(config, measured, runs / name, candidates or {}),
             *idle,
             *disturbed(config, measured),
             *misplaced(measured),

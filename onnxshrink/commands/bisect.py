@@ -28,6 +28,10 @@ def bisect(
     max_abs_error: Annotated[float | None, typer.Option(help="Broken above this absolute error.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Broken above this drop, such as 0.01.")] = None,
     max_samples: MaxSamples = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Two models: where the candidate is deployed.", show_default="cpu")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Two models: threads.", show_default="1")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a value: stages[0].epochs=2", metavar="PATH=VALUE")
     ] = None,
@@ -40,7 +44,7 @@ def bisect(
 
     The limit is the config's own gate if none is given. Exit status 1 says that a step broke it.
     """
-    from onnxshrink.config.gates import Gates
+    from onnxshrink.config.gates import Gates, Target
     from onnxshrink.config.load import load_config
     from onnxshrink.core.errors import ConfigError
     from onnxshrink.report.bisection import print_bisection
@@ -49,9 +53,12 @@ def bisect(
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
         if candidate is None and config.suffix != ".onnx":
-            settings = load_config(config, [*(overrides or []), *_first(max_samples)])
+            _refuse("a config", data=data, metric=metric, provider=provider, threads=threads)
+            settings = load_config(config, overrides or [])
             limit = limit_of(settings.gates, min_sqnr_db, max_abs_error, max_accuracy_drop)
-            found = bisect_run(settings, limit, variant=variant, runs=runs, base=config.parent, events=events)
+            found = bisect_run(
+                settings, limit, variant=variant, max_samples=max_samples, runs=runs, base=config.parent, events=events
+            )
         elif candidate is None or data is None:
             raise ConfigError(
                 "two models are compared on samples",
@@ -60,8 +67,12 @@ def bisect(
                 fix="onnxshrink bisect reference.onnx candidate.onnx --data samples.npz",
             )
         else:
+            _refuse("two models", variant=variant, set=overrides)
             limit = limit_of(Gates(), min_sqnr_db, max_abs_error, max_accuracy_drop)
-            found = bisect_files(config, candidate, data, limit, metric=metric, max_samples=max_samples, events=events)
+            target = Target(provider=provider or "cpu", threads=threads or 1)
+            found = bisect_files(
+                config, candidate, data, limit, metric=metric, max_samples=max_samples, target=target, events=events
+            )
     if as_json:
         sys.stdout.write(found.to_json())
     else:
@@ -69,6 +80,13 @@ def bisect(
     return 0 if found.search.first is None else 1
 
 
-def _first(max_samples: int | None) -> list[str]:
-    """The override that takes the first samples alone."""
-    return [] if max_samples is None else [f"data.evaluation.max_samples={max_samples}"]
+def _refuse(mode: str, **options: object) -> None:
+    """Raise where an option was given that means nothing for what is searched."""
+    from onnxshrink.core.errors import ConfigError
+
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)} mean{'s' if len(given) == 1 else ''} nothing for {mode}",
+            fix="write it into the config, or use --set" if mode == "a config" else "search a config",
+        )

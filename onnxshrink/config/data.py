@@ -60,6 +60,11 @@ class NpzData(DataSettings):
     npz: FilePath
     """The archive."""
 
+    @property
+    def is_plain(self) -> bool:
+        """True where the arrays of the archive are the samples, and all of them."""
+        return self.split is None and not self.rename
+
 
 class NpyData(DataSettings):
     """One `.npy` file for each input, samples on axis 0. Memory-mapped."""

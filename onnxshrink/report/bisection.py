@@ -65,7 +65,7 @@ def _of_optimizers(found: Found, search: Search) -> str:
 def _print_search(search: Search, limit: Limit, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("step", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column(_LABELS[limit.metric], justify="right", no_wrap=True)
+    table.add_column(_LABELS[limit.metric], justify="right", no_wrap=True, overflow="ellipsis", max_width=24)
     table.add_column("", no_wrap=True)
     checks = {check.step: check for check in search.checks}
     for step, name in enumerate(search.steps):

@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from onnxshrink.config.data import Data, DataRoles, NpzData, Role
+from onnxshrink.config.base import fingerprint
+from onnxshrink.config.data import Data, DataRoles, NpzData
 from onnxshrink.config.gates import Target
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
-from onnxshrink.core.run_folder import BISECT_FOLDER, leave, require_own
+from onnxshrink.core.run_folder import require_own
 from onnxshrink.core.store import Store
 from onnxshrink.runtime.optimizers import applied_optimizers
 from onnxshrink.search.bisect import bisect
 from onnxshrink.search.checkpoints import Checkpoint, Way, accuracy_way, drift_way, session_steps
 from onnxshrink.search.limits import Check, Limit, Measure, measure_of
+from onnxshrink.search.neighbours import explain_command, write_neighbours
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import preflight
 from onnxshrink.verify.checkpoints import Runtime
@@ -90,6 +92,7 @@ def bisect_run(
     limit: Limit,
     *,
     variant: str | None = None,
+    max_samples: int | None = None,
     runs: Path = Path("runs"),
     base: Path = Path(),
     events: Events | None = None,
@@ -103,28 +106,31 @@ def bisect_run(
         config: The run.
         limit: What every step must keep.
         variant: Which of the variants; it may be left out where there is one.
+        max_samples: Measure on at most this many samples, the first ones; the stages have theirs all the same.
         runs: Folder of the runs and of their store.
         base: The config file's folder, where the user's modules may lie.
         events: Listener for progress.
 
     Raises:
         ConfigError: There is no such variant, or nothing to measure on.
-        ShrinkError: A stage cannot do its work; the step that fails is the step to look at.
+        ShrinkError: A stage cannot do its work for a reason that is not its model's: one that cannot be made, or is not
+            what it was made from, breaks every limit.
     """
     config = _with_one_variant(config, variant)
-    data, role = _data(config, limit)
+    data = _data(config, limit)
+    if max_samples is not None:
+        data = data.model_copy(update={"max_samples": min(max_samples, data.max_samples or max_samples)})
     name = config.name or "run"
     require_own(runs / name)
     with search_path(base):
         preflight(config)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events or Silent())
         way = accuracy_way(config, memo) if limit.metric == "accuracy_drop" else drift_way(config, memo)
-        key, told = memo.data_key(role), events or Silent()
+        key, told = fingerprint(data), events or Silent()
         measure = measure_of(memo, way, limit, data, data_key=key, seed=config.seed, events=told)
         found = _searched(f"{name}, {next(iter(config.variants))}", way, limit, measure)
-        files = _write_neighbours(way, found.search, runs / name)
-    samples = str(data.npz) if isinstance(data, NpzData) else "SAMPLES.npz"
-    return replace(found, files=files, advice=(*found.advice, *_explain(files, samples)))
+        files = write_neighbours(way, found.search.first, runs / name)
+        return replace(found, files=files, advice=(*found.advice, *explain_command(files, data)))
 
 
 def bisect_files(
@@ -135,6 +141,7 @@ def bisect_files(
     *,
     metric: str | None = None,
     max_samples: int | None = None,
+    target: Target | None = None,
     events: Events | None = None,
 ) -> Found:
     """Find what breaks a limit between two files: the candidate's graph, or what ONNX Runtime makes of it.
@@ -146,6 +153,7 @@ def bisect_files(
         limit: What every step must keep.
         metric: Task metric for a limit of accuracy; ``top1`` by default.
         max_samples: Use at most this many samples, the first ones.
+        target: Where the candidate is deployed; the CPU by default. The graph itself is run there by one thread.
         events: Listener for progress.
 
     Raises:
@@ -162,7 +170,7 @@ def bisect_files(
         memo = Memo(Store(Path(folder)), DataRoles(evaluation=samples), 0, events or Silent())
         source = memo.open(OnnxSource(onnx=reference), "reference")
         model = memo.open(OnnxSource(onnx=candidate), "candidate")
-        steps = (Checkpoint("graph", lambda: model, Runtime()), *session_steps(model, Target()))
+        steps = (Checkpoint("graph", lambda: model, Runtime()), *session_steps(model, target or Target()))
         way = Way(source, str(reference), steps)
         key, told = memo.data_key("evaluation"), events or Silent()
         measure = measure_of(memo, way, limit, samples, data_key=key, seed=0, events=told)
@@ -246,7 +254,7 @@ def _with_one_variant(config: RunConfig, variant: str | None) -> RunConfig:
     return config.model_copy(update={"variants": {name: config.variants[name]}})
 
 
-def _data(config: RunConfig, limit: Limit) -> tuple[Data, Role]:
+def _data(config: RunConfig, limit: Limit) -> Data:
     """What to measure on: the evaluation samples, else, for drift, those of the calibration."""
     evaluation, calibration = config.data.evaluation, config.data.calibration
     if limit.metric == "accuracy_drop":
@@ -257,31 +265,14 @@ def _data(config: RunConfig, limit: Limit) -> tuple[Data, Role]:
                 want="samples with labels and a metric",
                 fix="data: {evaluation: {npz: …, metric: top1}}",
             )
-        return evaluation, "evaluation"
+        return evaluation
     if evaluation is not None:
-        return evaluation, "evaluation"
+        return evaluation
     if calibration is not None:
-        return calibration, "calibration"
+        return calibration
     raise ConfigError(
         "there is nothing to measure drift on",
         where="data",
         want="data.evaluation, or data.calibration",
         fix="data: {evaluation: {npz: …}}",
     )
-
-
-def _write_neighbours(way: Way, search: Search, folder: Path) -> dict[str, str]:
-    """The ONNX models before and after the step of the run that broke the limit; torch's are none."""
-    if search.first is None or way.steps[search.first].is_session:
-        return {}
-    before = way.steps[search.first - 1].make() if search.first else way.reference
-    models = {"before": before, "after": way.steps[search.first].make()}
-    models = {name: model for name, model in models.items() if model.kind == "onnx"}
-    leave(models, folder)
-    return {name: str(folder / BISECT_FOLDER / name / model.model_path.name) for name, model in models.items()}
-
-
-def _explain(files: dict[str, str], samples: str) -> tuple[str, ...]:
-    if set(files) != {"before", "after"}:
-        return ()
-    return (f"onnxshrink explain {files['before']} {files['after']} --data {samples}",)

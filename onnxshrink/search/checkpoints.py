@@ -13,6 +13,7 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import Distill, Optimize, PruneChannels, PruneWeights, Stage
 from onnxshrink.config.training import Learning
 from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.errors import ModelError, ParityError
 from onnxshrink.runtime.session import Optimization
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.optimize import optimize_partly, pass_names
@@ -28,7 +29,8 @@ class Checkpoint:
 
     Attributes:
         name: Of the step, such as ``optimize/slim`` or ``session at extended``.
-        make: Gives the model, of kind ``onnx``; nothing is made before it is asked for, and nothing twice.
+        make: Gives the model, of kind ``onnx``; nothing is made before it is asked for, and nothing twice. It raises
+            `ModelError` or `ParityError` where the step cannot make one.
         runtime: How the model is run.
         is_session: Whether the step is one of ONNX Runtime's: the model is that of the step before.
     """
@@ -63,12 +65,12 @@ def drift_way(config: RunConfig, memo: Memo) -> Way:
         config: One with a single variant.
         memo: Where its stages are run.
     """
-    stages, labels, artifacts = _chain(config, memo)
+    stages, labels, artifacts, failed = _chain(config, memo)
     begin = max((at for at, artifact in enumerate(artifacts) if artifact.kind == "torch"), default=0)
     kind = "torch" if artifacts[begin].kind == "torch" else "onnx"
     name = f"the {kind} source" if begin == 0 else f"torch after {labels[begin - 1]}"
     steps = _onnx_steps(config, memo, stages[begin:], labels[begin:], artifacts[begin:])
-    return _way(artifacts[begin], name, [*steps, *session_steps(artifacts[-1], config.targets[0])])
+    return _way(artifacts[begin], name, [*steps, *(failed or session_steps(artifacts[-1], config.targets[0]))])
 
 
 def accuracy_way(config: RunConfig, memo: Memo) -> Way:
@@ -80,7 +82,9 @@ def accuracy_way(config: RunConfig, memo: Memo) -> Way:
         config: One with a single variant.
         memo: Where its stages are run.
     """
-    stages, labels, artifacts = _chain(config, memo)
+    stages, labels, artifacts, failed = _chain(config, memo)
+    if failed and artifacts[-1].kind == "torch":
+        return _way(artifacts[0], "the torch source", failed)
     variant = next(iter(config.variants))
     original = original_of(config, memo, artifacts[: len(config.stages) + 1], {variant: artifacts})
     steps: list[Checkpoint] = []
@@ -91,7 +95,7 @@ def accuracy_way(config: RunConfig, memo: Memo) -> Way:
         begin -= 1
         steps += _torch_steps(config, memo, stages[:begin], labels, artifacts)
     steps += _onnx_steps(config, memo, stages[begin:], labels[begin:], artifacts[begin:])
-    return _way(original[1], original[0], [*steps, *session_steps(artifacts[-1], config.targets[0])])
+    return _way(original[1], original[0], [*steps, *(failed or session_steps(artifacts[-1], config.targets[0]))])
 
 
 def session_steps(model: Artifact, target: Target) -> list[Checkpoint]:
@@ -115,14 +119,22 @@ def _way(reference: Artifact, name: str, steps: Sequence[Checkpoint]) -> Way:
     return Way(reference, name, tuple(named))
 
 
-def _chain(config: RunConfig, memo: Memo) -> tuple[tuple[Stage, ...], list[str], list[Artifact]]:
-    """The variant's stages, a label for each, and the artifacts: the source, then what each stage made."""
+def _chain(config: RunConfig, memo: Memo) -> tuple[tuple[Stage, ...], list[str], list[Artifact], list[Checkpoint]]:
+    """The variant's stages, a label for each, and the artifacts: the source, then what each stage made.
+
+    Where a stage cannot make its model, the artifacts end before it, and it is given as the last step there is.
+    """
     ((name, stages),) = config.branches()
-    trunk = memo.fold(memo.open(config.model), config.stages)
-    artifacts = [*trunk, *memo.fold(trunk[-1], config.variants[name], f"{name}/")[1:]]
     own = len(config.stages)
     labels = [stage.kind if at < own else f"{name}/{stage.kind}" for at, stage in enumerate(stages)]
-    return stages, labels, artifacts
+    artifacts = [memo.open(config.model)]
+    for stage, label in zip(stages, labels, strict=True):
+        make = partial(memo.derive, stage, artifacts[-1], label)
+        try:
+            artifacts.append(make())
+        except (ModelError, ParityError):
+            return stages, labels, artifacts, [Checkpoint(label, make, _plain(config))]
+    return stages, labels, artifacts, []
 
 
 def _torch_steps(

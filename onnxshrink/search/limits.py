@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from onnxshrink.config.data import Data
 from onnxshrink.config.gates import Gates, Target
 from onnxshrink.core.artifact import Artifact, Facts
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, ModelError, ParityError
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import finite
 from onnxshrink.search.checkpoints import Checkpoint, Way
@@ -105,14 +105,17 @@ def limit_of(
 
 
 def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any, seed: int, events: Events) -> Measure:
-    """What measures a checkpoint; the store keeps what was measured, whatever the limit is."""
+    """What measures a checkpoint; the store keeps what was measured, whatever the limit is.
+
+    A step that cannot make its model breaks every limit.
+    """
 
     def key(model: Artifact, runtime: Runtime) -> Facts:
         session = {"target": runtime.target.model_dump(mode="json"), "without": list(runtime.without)}
         return {"model": model.digest, "data": data_key, "optimization": runtime.optimization, **session}
 
-    def deviation(step: int, at: Checkpoint) -> Check:
-        model, name = at.make(), f"check {at.name}"
+    def deviation(step: int, at: Checkpoint, model: Artifact) -> Check:
+        name = f"check {at.name}"
 
         def work(out: Path) -> Facts:
             progress = partial(events.progress, name)
@@ -137,14 +140,19 @@ def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any,
         evidence = memo.once(name, "scores", key(model, runtime), "evidence", work, uses={"onnx"})
         return load_quality(evidence.path).scores[""]
 
-    def drop(step: int, at: Checkpoint) -> Check:
+    def drop(step: int, at: Checkpoint, model: Artifact) -> Check:
         plain = Runtime(Target(threads=at.runtime.target.threads))
         original = scores(way.reference, f"score {way.reference_name}", plain)
-        metrics = accuracy_metrics(
-            original, scores(at.make(), f"score {at.name}", at.runtime), target_name="", seed=seed
-        )
+        metrics = accuracy_metrics(original, scores(model, f"score {at.name}", at.runtime), target_name="", seed=seed)
         found = next(metric for metric in metrics if metric.name == "accuracy_drop")
         broken = found.value is None or not limit.is_kept(found.value)
         return Check(step, at.name, found.value, broken, note=found.note)
 
-    return drop if limit.metric == "accuracy_drop" else deviation
+    def measure(step: int, at: Checkpoint) -> Check:
+        try:
+            model = at.make()
+        except (ModelError, ParityError) as e:
+            return Check(step, at.name, None, is_broken=True, note=f"no model: {e.what}")
+        return drop(step, at, model) if limit.metric == "accuracy_drop" else deviation(step, at, model)
+
+    return measure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from onnxshrink.config.data import NpyData, NpzData, Role
 from onnxshrink.config.run import RunConfig
+from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate
@@ -122,13 +124,26 @@ def disturbed(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[st
                 yield from find_waiting(candidate, target)
 
 
-def unexplained(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """How to learn why a variant failed a gate on drift: it takes a run of its own, so it is not done unasked."""
-    reference = next((one.model for one in candidates if one.role == "reference"), "reference.onnx")
+def unexplained(
+    config: RunConfig, candidates: Sequence[Candidate], folder: Path, elsewhere: Mapping[str, Path]
+) -> Iterator[str]:
+    """How to learn why a variant failed a gate on drift: it takes a run of its own, so it is not done unasked.
+
+    Args:
+        config: The run.
+        candidates: Its rows.
+        folder: The run's, which the rows' models are relative to.
+        elsewhere: Variants that were made elsewhere, name to file: what they are compared with may lie there too.
+    """
+    data, source = config.data.evaluation, config.model
+    samples = data.npz if isinstance(data, NpzData) and data.is_plain else "samples.npz"
+    reference = next((folder / one.model for one in candidates if one.role == "reference"), Path("reference.onnx"))
+    if elsewhere and isinstance(source, OnnxSource):
+        reference = source.onnx
     for candidate in candidates:
         failed = {verdict.gate for verdict in candidate.verdicts if verdict.outcome == "failed"}
         if failed & _DRIFT_GATES:
-            files = f"{reference} {candidate.model} --data samples.npz"
+            files = f"{reference} {elsewhere.get(candidate.name, folder / candidate.model)} --data {samples}"
             yield f"{candidate.name} failed on drift: `onnxshrink explain {files}` says which nodes, and why"
 
 

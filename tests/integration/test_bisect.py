@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from onnxshrink.cli import app
+from onnxshrink.core.errors import ModelError, ProviderError
 from onnxshrink.stages import optimize
 from onnxshrink.stages.passes import Pass
 
@@ -154,6 +155,78 @@ def test_a_second_search_measures_only_what_is_new(project: Path, monkeypatch: p
     monkeypatch.setattr("onnxshrink.search.limits.measure_deviations", refuse)
     again = search(project, "--variant", "int8", "--min-sqnr-db", "55")
     assert first(again) == "int8/quantize_static"
+
+
+def advised(document: dict[str, Any]) -> tuple[list[str], Result]:
+    """The arguments of the command that is advised, and what it does."""
+    (line,) = document["advice"]
+    program, *arguments = line.split()
+    assert program == "onnxshrink"
+    return arguments, CliRunner().invoke(app, arguments, standalone_mode=False)
+
+
+def test_the_advised_command_works_on_one_split_of_the_data(project: Path) -> None:
+    """Samples that a plain archive does not hold as they are lie beside the models, at most as many as it reads."""
+    arrays = dict(np.load(project / "test.npz"))
+    names = np.array(["train"] * 8 + ["test"] * 40)
+    np.savez(project / "test.npz", split=names, **arrays)
+    split = ("--set", "data.evaluation.split=test")
+    document = search(project, "--variant", "int8", "--min-sqnr-db", "60", *split)
+    arguments, result = advised(document)
+    assert result.exception is None, result.exception
+    samples = np.load(arguments[-1])
+    np.testing.assert_array_equal(samples["x"], arrays["x"][8:40])
+
+
+def test_fewer_samples_of_calibration_alone_change_no_model(project: Path) -> None:
+    """Where drift is measured on the calibration samples, as few as asked for; ranges still follow from all."""
+    text = (project / "cfg.yaml").read_text().replace("  evaluation: {npz: test.npz, metric: top1}\n", "")
+    (project / "cfg.yaml").write_text(text)
+    whole = search(project, "--variant", "int8", "--min-sqnr-db", "60")
+    made = Path(whole["files"]["after"]).read_bytes()
+    few = search(project, "--variant", "int8", "--min-sqnr-db", "60", "--max-samples", "4")
+    assert first(whole) == first(few) == "int8/quantize_static"
+    assert Path(few["files"]["after"]).read_bytes() == made
+    assert few["search"]["checks"][0]["value"] != whole["search"]["checks"][0]["value"]
+
+
+@pytest.mark.parametrize("limit", [("--min-sqnr-db", "20"), ("--max-accuracy-drop", "0.5")])
+def test_a_stage_that_cannot_make_its_model_is_the_step_that_broke(
+    project: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, str]
+) -> None:
+    """Exit status 1 with the reason, in JSON and in the table; the model before it is left."""
+
+    def refuse(*_: object) -> None:
+        raise ModelError("this network has a node of no known kind")
+
+    monkeypatch.setattr("onnxshrink.stages.quantize_static.quantize_static", refuse)
+    document = search(project, "--variant", "int8", *limit)
+    assert first(document) == "int8/quantize_static"
+    assert document["search"]["steps"][-1] == "int8/quantize_static"
+    assert document["search"]["checks"][0]["note"] == "no model: this network has a node of no known kind"
+    assert set(document["files"]) == {"before"}
+    shown = " ".join(invoke(project, "--variant", "int8", *limit).stdout.split())
+    assert "int8/quantize_static broke the limit: no model: this network has a node of no known kind" in shown
+
+
+def test_options_that_mean_nothing_are_refused(project: Path) -> None:
+    """Those of two models for a config, and the other way round; nothing is passed over in silence."""
+    result = invoke(project, "--variant", "int8", "--min-sqnr-db", "20", "--threads", "2", "--metric", "top5")
+    assert "--metric and --threads mean nothing for a config" in str(result.exception)
+    model, data = str(project / "model.onnx"), str(project / "test.npz")
+    arguments = ["bisect", model, model, "--data", data, "--min-sqnr-db", "20"]
+    result = CliRunner().invoke(app, [*arguments, "--set", "seed=1"], standalone_mode=False)
+    assert "--set means nothing for two models" in str(result.exception)
+
+
+def test_two_models_are_searched_on_the_provider_that_is_asked_for(project: Path) -> None:
+    """Two threads on the CPU are a target; a provider that is not there is told."""
+    model, data = str(project / "model.onnx"), str(project / "test.npz")
+    arguments = ["bisect", model, model, "--data", data, "--min-sqnr-db", "60"]
+    found = CliRunner().invoke(app, [*arguments, "--threads", "2", "--json"], standalone_mode=False)
+    assert found.return_value == 0, found.exception
+    refused = CliRunner().invoke(app, [*arguments, "--provider", "nowhere"], standalone_mode=False)
+    assert isinstance(refused.exception, ProviderError), refused.exception
 
 
 def offset_model() -> onnx.ModelProto:

@@ -64,5 +64,12 @@ def test_a_failed_gate_on_drift_says_how_to_learn_why() -> None:
     reference = Candidate("reference", "reference", "fp32.onnx", "")
     drifted = Candidate("int8", "variant", "int8.onnx", "", verdicts=(Verdict("min_sqnr_db", 20, "failed", ""),))
     heavy = Candidate("fat", "variant", "fat.onnx", "", verdicts=(Verdict("max_size", 20, "failed", ""),))
-    (line,) = caveats.unexplained([reference, drifted, heavy])
-    assert line.startswith("int8 failed on drift: `onnxshrink explain fp32.onnx int8.onnx --data ")
+    rows, folder = [reference, drifted, heavy], Path("runs", "cnn")
+    config = RunConfig.model_validate({"model": {"onnx": __file__}})
+    (line,) = caveats.unexplained(config, rows, folder, {})
+    models = f"{folder / 'fp32.onnx'} {folder / 'int8.onnx'}"
+    assert line.startswith(f"int8 failed on drift: `onnxshrink explain {models} --data samples.npz`")
+    data = {"evaluation": {"npz": __file__}}
+    config = RunConfig.model_validate({"model": {"onnx": __file__}, "data": data})
+    (line,) = caveats.unexplained(config, rows, folder, {"int8": Path("mine.onnx")})
+    assert f"`onnxshrink explain {__file__} mine.onnx --data {__file__}`" in line
