@@ -14,8 +14,8 @@ Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
 """ONNX Runtime's graph optimization levels; ``all`` is what a session has by default."""
 
 
-_OF_LATENCY = {"spinning", "affinity", "copies", "startup", "batch", "latency", "latency_seconds", "label"}
-"""Settings of a target that no output depends on."""
+OF_OUTPUTS = {"provider", "library", "device", "options", "require_all", "optimization", "threads"}
+"""Settings of a target that outputs may depend on, or whether there are any; the others are latency's and its name."""
 
 
 class Target(Model):
@@ -56,8 +56,7 @@ class Target(Model):
 
     def outputs_key(self) -> dict[str, Any]:
         """What can change outputs, for a memo key, and the name that they are reported under."""
-        settings = fingerprint(self)
-        return {"name": self.name} | {name: settings[name] for name in settings.keys() - _OF_LATENCY}
+        return {"name": self.name} | {name: value for name, value in fingerprint(self).items() if name in OF_OUTPUTS}
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from onnxshrink.config.gates import Target
+from onnxshrink.config.gates import OF_OUTPUTS, Target
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.drift import Drift
 from onnxshrink.core.errors import DataError
@@ -23,8 +23,6 @@ from onnxshrink.verify.verify import Quality, Row
 
 _KEPT = ("max_abs_error", "sqnr_db", "top1_agreement")
 _BATCH_SIZE = 32
-# What a session is opened with: targets that differ in nothing of it compute the same.
-_SETTINGS = {"provider", "library", "device", "options", "optimization", "threads"}
 # Float kernels that only add in another order are far above it: a difference of 1% of the outputs is more than that.
 _NOTED_DB = 40.0
 
@@ -65,8 +63,8 @@ def compare_targets(quality: Quality, row: Row, config: RunConfig, events: Event
 
 def differing(targets: Sequence[Target]) -> tuple[Target, ...]:
     """The first target, and those that open another session than it does."""
-    first = targets[0].model_dump(include=_SETTINGS)
-    return (targets[0], *(target for target in targets[1:] if target.model_dump(include=_SETTINGS) != first))
+    first = targets[0].model_dump(include=OF_OUTPUTS)
+    return (targets[0], *(target for target in targets[1:] if target.model_dump(include=OF_OUTPUTS) != first))
 
 
 def parted(candidates: Sequence[Candidate]) -> Iterator[str]:
