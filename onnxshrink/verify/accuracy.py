@@ -57,7 +57,8 @@ def score(
 
     Raises:
         ConfigError: The user's own metric fails, or gives something else than a number for each sample.
-        DataError: Labels are missing or do not fit the model, the reader is empty, or there are too many classes.
+        DataError: Labels are missing or do not fit the model, the reader is empty or gives another number of samples
+            than it has said, or there are too many classes.
         ModelError: No output can be scored with ``metric``.
     """
     measure, total = measure_of(metric), len(reader)
@@ -73,13 +74,27 @@ def score(
             group = _samples_in_a_row(measure, total, marks.shape[1], where=reader.where)
             rows = np.zeros((-(-total // group), marks.shape[1]))
             n_classes = n_classes_of(outputs, measure.rank) if measure.rank else None
-        np.add.at(rows, np.arange(done, done + len(marks)) // group, marks)
-        done += len(marks)
+        first, done = done, done + len(marks)
+        if done > total:
+            raise _miscounted(total, f"{done} or more", where=reader.where)
+        np.add.at(rows, np.arange(first, done) // group, marks)
         if progress:
             progress(done, total)
     if not done:
         raise DataError("there are no samples to score", where=reader.where, want="at least one sample")
+    if done < total:
+        raise _miscounted(total, str(done), where=reader.where)
     return Scores(metric, rows, done, n_classes)
+
+
+def _miscounted(want: int, got: str, *, where: str) -> DataError:
+    return DataError(
+        "the evaluation data gave another number of samples when they were read again",
+        where=where,
+        got=f"{got} samples",
+        want=f"{want} samples",
+        fix="let the reader give the same batches each time it is iterated",
+    )
 
 
 def _samples_in_a_row(measure: Measure, n_samples: int, width: int, *, where: str) -> int:

@@ -155,3 +155,19 @@ def test_too_many_classes_to_count_are_refused(monkeypatch: pytest.MonkeyPatch) 
     logits, labels = classes(45, n_classes=4)
     with pytest.raises(DataError, match="4 classes are too many"):
         score(echo(4), Arrays(x=logits, labels=labels), "f1")
+
+
+@pytest.mark.parametrize("told", [40, 56])
+def test_a_reader_that_gives_another_number_than_it_said_is_refused(told: int) -> None:
+    """Neither a crash nor a mean over samples that never came."""
+
+    class Fickle(Arrays):
+        def __len__(self) -> int:
+            return told
+
+        def __iter__(self) -> Iterator[Batch]:
+            yield self.arrays
+
+    logits, labels = classes(48)
+    with pytest.raises(DataError, match="another number of samples"):
+        score(echo(10), Fickle(x=logits, labels=labels), "top1")
