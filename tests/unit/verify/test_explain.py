@@ -18,7 +18,9 @@ from onnxshrink.runtime.graph import load_model
 from onnxshrink.stages.quantize_dynamic import quantize_dynamic
 from onnxshrink.stages.quantize_weights import quantize_weights
 from onnxshrink.stages.to_fp16 import to_fp16
-from onnxshrink.verify.explain import explain
+from onnxshrink.verify import explain as explain_module
+from onnxshrink.verify.diagnosis import Finding
+from onnxshrink.verify.explain import NodeError, explain
 
 
 def made(stage: Stage, model: nets.Model, folder: Path) -> nets.Model:
@@ -93,6 +95,26 @@ def test_the_patch_mends_it() -> None:
     assert after is not None
     assert before < 25
     assert after > 35
+
+
+def node_error(name: str, share: float, settings: dict[str, object]) -> NodeError:
+    """A node with a finding, and its share of what differs."""
+    finding = Finding("resolution", name, f"{name}_out", "", "", settings)
+    return NodeError(name, "Conv", f"{name}_out", 20.0, 20.0, 20.0, share, finding)
+
+
+@pytest.mark.parametrize(
+    ("small", "names"), [(0.001, None), (0.02, ["b"])], ids=["not worth its conversions", "most of what is left"]
+)
+def test_a_node_is_left_in_float_only_where_that_mends_much(small: float, names: list[str] | None) -> None:
+    """What a setting of the whole stage mends comes first; of the rest, nodes that make a share of it worth a word."""
+    model = mutations.mlp()
+    candidate = mutations.quantized(model, mutations.samples("mlp", model))
+    per_channel, left_alone = {"granularity": "per_channel"}, {"exclude_nodes": ["b"]}
+    nodes = (node_error("a", 0.9, per_channel), node_error("b", small, left_alone))
+    patch = explain_module._patch(nodes, candidate)
+    assert patch["granularity"] == "per_channel"
+    assert patch.get("exclude_nodes") == names
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
