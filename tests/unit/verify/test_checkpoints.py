@@ -108,6 +108,6 @@ def test_scores_are_those_of_argmax(tmp_path: Path) -> None:
     labels = np.arange(20) % 10
     np.savez(tmp_path / "x.npz", labels=labels, **arrays)
     found = measure_scores(model, Runtime(), NpzData(npz=tmp_path / "x.npz", metric="top1"))
-    assert found.values.tolist() == (answers(model, arrays)[0].argmax(1) == labels).astype(float).tolist()
+    assert found.values[:, 0].tolist() == (answers(model, arrays)[0].argmax(1) == labels).astype(float).tolist()
     with pytest.raises(DataError, match="nothing to score with"):
         measure_scores(model, Runtime(), NpzData(npz=tmp_path / "x.npz"))
