@@ -1,0 +1,50 @@
+"""What a search tries and what it learns: points of a space, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from onnxshrink.core.report import Metric
+
+Point: TypeAlias = Mapping[str, str]
+"""A choice for every dimension: its name to the label of one of its options."""
+
+Status: TypeAlias = Literal["predicted", "made", "probed", "evaluated", "timed", "pruned", "failed"]
+"""How far a trial came: its bytes were predicted; the model was made; its drift was measured on a few samples; its
+quality on all of them; its latency. It was given up as hopeless, or it could not be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One point and what is known of it; plain data that JSON holds and processes exchange.
+
+    Attributes:
+        number: Its place in the order in which trials were begun.
+        point: What was tried.
+        status: How far it came.
+        metrics: All that was measured, as in a report; of a probe, on its few samples.
+        digest: Of the model, where it was made.
+        reason: Why it was pruned or failed, in one line.
+        seconds: Work it cost when it was done.
+    """
+
+    number: int
+    point: Point
+    status: Status
+    metrics: tuple[Metric, ...] = ()
+    digest: str | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+    def worst(self, name: str) -> Metric | None:
+        """The metric of that name that is worst over targets and outputs: smallest SQNR, else largest value.
+
+        None where it was not measured; one without a value where any of them has none.
+        """
+        mine = [metric for metric in self.metrics if metric.name == name]
+        if not mine or any(metric.value is None for metric in mine):
+            return next((metric for metric in mine if metric.value is None), None)
+        sign = -1.0 if name.startswith("sqnr") else 1.0
+        return max(mine, key=lambda metric: sign * (metric.value or 0.0))
