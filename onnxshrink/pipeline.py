@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from onnxshrink.config.gates import Gates
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
@@ -71,11 +72,7 @@ def run(
         if leader is not None:
             run_trainings(config, memo)
             leader.dismiss()
-        trunk = memo.fold(memo.open(config.model), config.stages)
-        branches, failures = _branches(config, memo, trunk, candidates or {})
-        rows = list(_rows(config, memo, trunk, branches))
-        _look_for_leaks(config, memo, rows[0].reference)
-        qualities = _measure_qualities(config, memo, rows, events)
+        rows, qualities, failures = _proven(config, memo, candidates or {}, events)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
         idle = list(unpaid(config, rows, measured, events))
@@ -103,6 +100,48 @@ def run(
     )
     publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
     return report
+
+
+def evaluate(
+    config: RunConfig, *, runs: Path = Path("runs"), base: Path = Path(), events: Events | None = None
+) -> tuple[Candidate, ...]:
+    """All of a run but the clock: every variant is made and its quality measured, and nothing is left but the store.
+
+    May run beside others of its kind, in other processes as well.
+
+    Args:
+        config: What to do.
+        runs: Folder of the store.
+        base: The config file's folder, where the user's modules may lie.
+        events: Listener for progress.
+
+    Returns:
+        The rows of the report, without latency and verdicts; one for each variant that could not be made, too.
+
+    Raises:
+        ShrinkError: Something the user can fix.
+    """
+    events = events or Silent()
+    with search_path(base):
+        preflight(config)
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
+        rows, qualities, failures = _proven(config, memo, {}, events)
+    judged = (
+        _judged(row, quality, Latency(()), config.model_copy(update={"gates": Gates()}))
+        for row, quality in zip(rows, qualities, strict=True)
+    )
+    return (*judged, *(_not_made(name, failure) for name, failure in failures.items()))
+
+
+def _proven(
+    config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events: Events
+) -> tuple[list[Row], list[Quality], dict[str, ShrinkError]]:
+    """Every model of the run, what is known of it without a clock, and the variants that could not be made."""
+    trunk = memo.fold(memo.open(config.model), config.stages)
+    branches, failures = _branches(config, memo, trunk, candidates)
+    rows = list(_rows(config, memo, trunk, branches))
+    _look_for_leaks(config, memo, rows[0].reference)
+    return rows, _measure_qualities(config, memo, rows, events), failures
 
 
 def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:

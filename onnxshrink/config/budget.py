@@ -86,9 +86,9 @@ class Budget(Model):
     """Options of this config to search over: path to values, such as `stages[1].pruning_ratio: [0.3, 0.5, 0.7]` or
     `model.args.width: [16, 32, 64]`. Every `pruning_ratio` of the trunk is varied where none is named here."""
     storage: str | None = None
-    """Where trials are remembered: an optuna storage URL that several machines share; in the run's folder by default."""
+    """Where trials are remembered: an optuna storage URL that machines share; a file in the run's folder by default."""
     parallel: Parallel | None = None
-    """Where trials run; one after the other in this process by default. Latency is measured here, alone, in any case."""
+    """Where trials run; one after the other in this process by default. Latency is always measured here, alone."""
     latency_host: str | None = None
     """Host name of the machine on which latency counts; the search refuses to start elsewhere."""
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import Model
+from onnxshrink.config.budget import Budget
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
@@ -49,6 +50,8 @@ class RunConfig(Model):
     """Which of the variants that pass every gate wins."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
+    budget: Budget | None = None
+    """What the result must fit into; with it, variants are searched for instead of only compared."""
 
     def branches(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
         """Every variant with its whole chain, trunk first."""
