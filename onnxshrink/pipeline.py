@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from onnxshrink.config.gates import Gates
 from onnxshrink.config.run import RunConfig
@@ -45,6 +47,7 @@ def run(
     events: Events | None = None,
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
+    parts: Sequence[RunConfig] = (),
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -55,6 +58,8 @@ def run(
         events: Listener for progress.
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
+        parts: Configs with the same data whose variants are compared in one report, where they do not share a trunk;
+            ``config`` then says how they are judged.
 
     Returns:
         The report, as written to ``report.json``.
@@ -66,13 +71,16 @@ def run(
     name = config.name or "run"
     require_own(runs / name)
     with search_path(base):
-        preflight(config)
+        for part in parts or (config,):
+            preflight(part)
         leader = _leader(config, processes, events)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
         if leader is not None:
             run_trainings(config, memo)
             leader.dismiss()
-        rows, qualities, failures = _proven(config, memo, candidates or {}, events)
+        rows, qualities, failures = _united(
+            [_proven(part, memo, candidates or {}, events) for part in parts or (config,)]
+        )
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
         idle = list(unpaid(config, rows, measured, events))
@@ -91,7 +99,7 @@ def run(
         warnings=(
             *memo.warnings,
             *unproven(config, memo.data_key),
-            *noisy(config, measured),
+            *(text for part in parts or (config,) for text in noisy(part, measured)),
             *idle,
             *undecided(measured),
         ),
@@ -133,9 +141,28 @@ def evaluate(
     return (*judged, *(_not_made(name, failure) for name, failure in failures.items()))
 
 
-def _proven(
-    config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events: Events
-) -> tuple[list[Row], list[Quality], dict[str, ShrinkError]]:
+_Proven: TypeAlias = tuple[list[Row], list[Quality], dict[str, ShrinkError]]
+
+
+def _united(parts: Sequence[_Proven]) -> _Proven:
+    """What several configs gave as one: an original and a reference that they share are one row."""
+    rows, qualities, failures = parts[0]
+    for more, their_qualities, their_failures in parts[1:]:
+        failures |= their_failures
+        variant = next(row.name for row in more if row.role == "variant")
+        for row, quality in zip(more, their_qualities, strict=True):
+            seen = any(row.role == other.role and row.artifact == other.artifact for other in rows)
+            if row.role == "variant":
+                rows.append(row)
+                qualities.append(quality)
+            elif row.role == "reference" and not seen:
+                at = next(index for index, other in enumerate(rows) if other.role == "variant")
+                rows.insert(at, replace(row, name=f"reference-{variant}"))
+                qualities.insert(at, quality)
+    return rows, qualities, failures
+
+
+def _proven(config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events: Events) -> _Proven:
     """Every model of the run, what is known of it without a clock, and the variants that could not be made."""
     trunk = memo.fold(memo.open(config.model), config.stages)
     branches, failures = _branches(config, memo, trunk, candidates)

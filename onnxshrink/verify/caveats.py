@@ -38,7 +38,7 @@ def noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
     """The variants that are far from their reference, where no gate of the user's says how far is too far."""
     chains = dict(config.branches())
     for candidate in candidates:
-        if candidate.role == "variant" and config.gates.min_sqnr_db is None:
+        if candidate.name in chains and config.gates.min_sqnr_db is None:
             yield from find_noise(candidate, chains[candidate.name])
 
 
