@@ -39,6 +39,11 @@ def run(
     from onnxshrink.pipeline import run as run_pipeline
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = run_pipeline(settings, runs=runs, base=config.parent, events=events, processes=processes)
+        if settings.budget is not None:
+            from onnxshrink.search.budget import fit
+
+            report = fit(settings, runs=runs, base=config.parent, events=events)
+        else:
+            report = run_pipeline(settings, runs=runs, base=config.parent, events=events, processes=processes)
     show(report, console, folder=runs / report.name, as_json=as_json)
     return 0 if report.winner else 1

@@ -95,7 +95,7 @@ def _share(asked: float, needed: float | None, *, least: bool) -> float:
     return (needed - asked) / asked if asked else math.inf
 
 
-def nearest(budget: Budget, trials: Sequence[Trial]) -> dict[str, Trial]:
+def nearest(budget: Budget, trials: Sequence[Trial], *, timed: bool = True) -> dict[str, Trial]:
     """For each limit, the trial that comes nearest to it among those that keep all the others.
 
     So what is said of ``max_size`` is the smallest model that keeps the accuracy, and of ``max_accuracy_drop`` the most
@@ -103,7 +103,7 @@ def nearest(budget: Budget, trials: Sequence[Trial]) -> dict[str, Trial]:
     """
     found: dict[str, Trial] = {}
     for name in budget.limits:
-        alone = [trial for trial in trials if {miss.limit for miss in misses(budget, trial)} == {name}]
+        alone = [trial for trial in trials if {miss.limit for miss in misses(budget, trial, timed=timed)} == {name}]
         if alone:
-            found[name] = min(alone, key=lambda trial: (misses(budget, trial)[0].share, trial.number))
+            found[name] = min(alone, key=lambda trial: (misses(budget, trial, timed=timed)[0].share, trial.number))
     return found

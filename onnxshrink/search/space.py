@@ -17,13 +17,10 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import Finetune, PruneChannels, Stage
 from onnxshrink.core.errors import ConfigError
-from onnxshrink.search.trial import Point
+from onnxshrink.search.trial import SCHEME, Point
 
 VARIANT = "trial"
 """Name of the one variant of a trial's config."""
-
-SCHEME = "scheme"
-"""The dimension of what follows the trunk."""
 
 _STEP = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(\d+)\]")
 _RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,9 +13,12 @@ from onnxshrink.core.report import Metric
 Point: TypeAlias = Mapping[str, str]
 """A choice for every dimension: its name to the label of one of its options."""
 
-Status: TypeAlias = Literal["predicted", "made", "probed", "evaluated", "timed", "pruned", "failed"]
-"""How far a trial came: its bytes were predicted; the model was made; its drift was measured on a few samples; its
-quality on all of them; its latency. It was given up as hopeless, or it could not be made."""
+SCHEME = "scheme"
+"""The dimension of what follows the trunk: a point without it is a trunk."""
+
+Status: TypeAlias = Literal["predicted", "probed", "evaluated", "failed"]
+"""How far a trial came: its bytes are known, untrained; it was made and measured on a few samples; on all of them; it
+could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Trial:
         status: How far it came.
         metrics: All that was measured, as in a report; of a probe, on its few samples.
         digest: Of the model, where it was made.
-        reason: Why it was pruned or failed, in one line.
+        reason: Why it failed, in one line.
         seconds: Work it cost when it was done.
     """
 
@@ -48,3 +53,19 @@ class Trial:
             return next((metric for metric in mine if metric.value is None), None)
         sign = -1.0 if name.startswith("sqnr") else 1.0
         return max(mine, key=lambda metric: sign * (metric.value or 0.0))
+
+
+def key_of(point: Point) -> str:
+    """A point as text: equal points, equal text."""
+    return json.dumps(dict(point), sort_keys=True)
+
+
+def trunk_of(point: Point) -> Point:
+    """The point without its scheme."""
+    return {name: label for name, label in point.items() if name != SCHEME}
+
+
+def size_of(trial: Trial) -> float:
+    """Bytes of a trial's model; infinite where they are not known."""
+    metric = trial.worst("size_bytes")
+    return math.inf if metric is None or metric.value is None else metric.value

@@ -1,0 +1,262 @@
+"""Search for the model that fits a budget: propose, try, remember; then measure the best against each other.
+
+```
+budget ─▶ space ─▶ propose ─▶ attempt (here, in processes, on a cluster) ─▶ record ─┐
+                     ▲                                                              │
+                     └──────────────────────────────────────────────────────────────┘
+front ─▶ finalists ─▶ pipeline.run: latency, alone ─▶ gates ─▶ the winner, or what to relax
+```
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from onnxshrink.config.base import fingerprint
+from onnxshrink.config.budget import Budget
+from onnxshrink.config.run import RunConfig
+from onnxshrink.core.artifact import digest_json
+from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.importing import search_path
+from onnxshrink.core.machine import versions
+from onnxshrink.core.report import Report
+from onnxshrink.core.store import write_atomically
+from onnxshrink.pipeline import run
+from onnxshrink.search.attempt import Task, attempt
+from onnxshrink.search.limits import judge, misses, nearest
+from onnxshrink.search.pareto import front
+from onnxshrink.search.policy import Known, propose
+from onnxshrink.search.record import Record, objectives
+from onnxshrink.search.space import Space, space_of
+from onnxshrink.search.trial import Trial, key_of, size_of
+
+SEARCH_FILE = "search.json"
+_FINALISTS = 6
+
+Clock: TypeAlias = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A search so far, for those who watch it.
+
+    Attributes:
+        budget: What is asked.
+        trials: Everything tried.
+        front: The evaluated trials that no other beats in bytes and quality, by bytes.
+        best: The best that keeps every limit a clock need not decide, or None.
+        seconds: Time spent.
+    """
+
+    budget: Budget
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+    best: Trial | None
+    seconds: float
+
+
+def fit(
+    config: RunConfig,
+    *,
+    runs: Path = Path("runs"),
+    base: Path = Path(),
+    events: Events | None = None,
+    executor: Executor | None = None,
+    watch: Callable[[State], None] | None = None,
+    clock: Clock = time.monotonic,
+) -> Report:
+    """Find the model that keeps every limit of a config's budget, or the nearest misses.
+
+    Trials and their results are kept: a killed search goes on from its last finished trial, and a second one like it
+    only measures latency again.
+
+    Args:
+        config: One with a budget.
+        runs: Folder of the runs and of the store they share.
+        base: The config file's folder, where the user's modules may lie.
+        events: Listener for progress of the final measurements.
+        executor: Where trials run; None as ``budget.parallel`` says.
+        watch: Told the state after every batch of trials.
+        clock: Seconds since any moment.
+
+    Returns:
+        The report of the finalists, as written to ``report.json``: its winner keeps every limit, and where there is
+        none, its ``selection`` says which limit to relax and by how much. ``search.json`` beside it has every trial.
+
+    Raises:
+        ConfigError: The budget contradicts itself or the config, or this is not the machine it names.
+        ShrinkError: Something else the user can fix.
+    """
+    budget = _require(config)
+    started = clock()
+    with search_path(base):
+        space = space_of(config, budget, base=base)
+        name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
+    folder = runs / f".{config.name or 'run'}.search"
+    record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
+    state = _state(budget, record, 0.0)
+    longest = 0.0
+    with _workers(budget, executor) as pool:
+        while tasks := _affordable(propose(Known(space, budget, record.trunks(), record.trials)), budget, record):
+            begun = clock()
+            if begun + longest - started > budget.time_limit and record.trials:
+                break
+            for trial in _done(tasks, space, runs, pool):
+                record.add(trial)
+            longest = max(longest, clock() - begun)
+            state = _state(budget, record, clock() - started)
+            if watch:
+                watch(state)
+    finalists = choose_finalists(state)
+    report = run(
+        _final(config, budget),
+        runs=runs,
+        base=base,
+        events=events or Silent(),
+        parts=tuple(
+            part.model_copy(update={"gates": budget.gates(config.gates)})
+            for part in space.together({name_of(trial): trial.point for trial in finalists})
+        ),
+    )
+    report = replace(report, selection=conclusion(report, state))
+    write_atomically(runs / report.name / SEARCH_FILE, _document(config, space, state, report).encode())
+    write_atomically(runs / report.name / "report.json", report.to_json().encode())
+    return report
+
+
+def _require(config: RunConfig) -> Budget:
+    budget = config.budget
+    if budget is None:
+        raise ConfigError("there is no budget to search for", where="budget", fix="budget: {max_size: 2 MB}")
+    host = socket.gethostname()
+    if budget.latency_host not in (None, host):
+        raise ConfigError(
+            "latency counts on another machine than this one",
+            where="budget.latency_host",
+            got=host,
+            want=str(budget.latency_host),
+            fix="start the search there; trials may run anywhere, see `parallel`",
+        )
+    return budget
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """All of a config that changes a trial; not how long it may take, where it runs and what it must reach."""
+    whole = fingerprint(config)
+    return {name: value for name, value in whole.items() if name not in ("name", "budget", "gates", "select")}
+
+
+def _affordable(tasks: Sequence[Task], budget: Budget, record: Record) -> list[Task]:
+    """The tasks within the budget's number of full evaluations."""
+    left = None
+    if budget.max_trials is not None:
+        left = max(0, budget.max_trials - sum(trial.status == "evaluated" for trial in record.trials))
+    full = [task for task in tasks if task.depth == "evaluate"][:left]
+    return [task for task in tasks if task.depth != "evaluate" or task in full]
+
+
+def _done(tasks: Sequence[Task], space: Space, runs: Path, pool: Executor | None) -> Iterator[Trial]:
+    """The tasks' trials, in the tasks' order."""
+    if pool is None:
+        yield from (attempt(space, runs, task) for task in tasks)
+        return
+    futures = {pool.submit(attempt, space, runs, task): task for task in tasks}
+    done = {futures[future].number: future.result() for future in as_completed(futures)}
+    yield from (done[task.number] for task in tasks)
+
+
+@contextmanager
+def _workers(budget: Budget, executor: Executor | None) -> Iterator[Executor | None]:
+    yield executor
+
+
+def _state(budget: Budget, record: Record, seconds: float) -> State:
+    evaluated = [trial for trial in record.trials if trial.status == "evaluated"]
+    points = [objectives(trial) for trial in evaluated]
+    best = sorted((evaluated[index] for index in front(points)), key=size_of)
+    keeping = [trial for trial in evaluated if "failed" not in judge(budget, trial, timed=False).values()]
+    order = 1 if budget.minimize == "accuracy_drop" else 0
+    winner = min(keeping, key=lambda trial: (objectives(trial)[order], objectives(trial)), default=None)
+    return State(budget, tuple(record.trials), tuple(best), winner, seconds)
+
+
+def choose_finalists(state: State) -> tuple[Trial, ...]:
+    """What latency is measured for: the front within the limits; without one, the nearest miss of each limit.
+
+    Raises:
+        ConfigError: The time was too short for a single model.
+    """
+    budget = state.budget
+    evaluated = [trial for trial in state.trials if trial.status == "evaluated"]
+    if not evaluated:
+        raise ConfigError(
+            "the search ended before a single model was measured",
+            where="budget.time_limit",
+            got=f"{budget.time_limit:g} s",
+            fix="allow more time; what was tried is kept",
+        )
+    keeping = [trial for trial in evaluated if "failed" not in judge(budget, trial, timed=False).values()]
+    if keeping:
+        points = [objectives(trial) for trial in keeping]
+        order = 1 if budget.minimize == "accuracy_drop" else 0
+        best = sorted((keeping[index] for index in front(points)), key=lambda trial: objectives(trial)[order])
+        chosen = best[:_FINALISTS]
+    else:
+        near = nearest(budget, evaluated, timed=False)
+        chosen = list({key_of(trial.point): trial for trial in near.values()}.values()) or list(state.front[:2])
+    return tuple(sorted(chosen, key=lambda trial: trial.number))
+
+
+def name_of(trial: Trial) -> str:
+    """The name of a trial as a variant of the report."""
+    return f"{trial.point['scheme']}-{trial.number}"
+
+
+def _final(config: RunConfig, budget: Budget) -> RunConfig:
+    criterion = {"size": "smallest", "latency": "fastest", "accuracy_drop": "most_accurate"}[budget.minimize]
+    if config.data.evaluation is None or (criterion == "most_accurate" and config.data.evaluation.metric is None):
+        criterion = "smallest"
+    return config.model_copy(update={"gates": budget.gates(config.gates), "select": criterion})
+
+
+def conclusion(report: Report, state: State) -> str:
+    """Why the winner won, or what to relax."""
+    evaluated = [trial for trial in state.trials if trial.status == "evaluated"]
+    tried = (
+        f"{len(evaluated)} of {len({key_of(trial.point) for trial in state.trials})} models tried were measured fully"
+    )
+    if report.winner is not None:
+        return f"{report.selection}; {tried}"
+    lines = []
+    for limit, trial in nearest(state.budget, evaluated, timed=False).items():
+        miss = misses(state.budget, trial, timed=False)[0]
+        needed = "it was not measured" if miss.needed is None else f"{miss.needed:g}"
+        lines.append(f"with {limit} {needed} in place of {miss.asked:g}, {name_of(trial)} keeps every limit")
+    return "; ".join(["no model keeps every limit", *lines, tried])
+
+
+def _document(config: RunConfig, space: Space, state: State, report: Report) -> str:
+    budget = state.budget
+    document = {
+        "schema": 1,
+        "budget": budget.model_dump(mode="json", exclude_none=True),
+        "space": {dimension.name: [option.label for option in dimension.options] for dimension in space.dimensions},
+        "winner": report.winner,
+        "selection": report.selection,
+        "seconds": round(state.seconds, 1),
+        "front": [trial.number for trial in state.front],
+        "trials": [
+            asdict(trial) | {"limits": judge(budget, trial, timed=False) if trial.status == "evaluated" else {}}
+            for trial in state.trials
+        ],
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
