@@ -50,6 +50,8 @@ class Dask(Model):
     kind: Literal["dask"] = "dask"
     address: str
     """The scheduler, such as `tcp://scheduler:8786`."""
+    workers: int = Field(default=2, gt=0)
+    """How many trainings to begin at a time."""
 
 
 Parallel: TypeAlias = Annotated[Processes | Dask, Field(discriminator="kind")]

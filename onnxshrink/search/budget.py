@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,6 +38,7 @@ from onnxshrink.search.policy import Known, propose
 from onnxshrink.search.record import Record, objectives
 from onnxshrink.search.space import Space, space_of
 from onnxshrink.search.trial import Trial, key_of, size_of
+from onnxshrink.search.workers import open_workers
 
 SEARCH_FILE = "search.json"
 _FINALISTS = 6
@@ -99,18 +100,24 @@ def fit(
     budget = _require(config)
     started = clock()
     with search_path(base):
-        space = space_of(config, budget, base=base)
+        space = space_of(config, budget, base=base.absolute())
         name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"
     record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
     state = _state(budget, record, 0.0)
-    longest = 0.0
-    with _workers(budget, executor) as pool:
-        while tasks := _affordable(propose(Known(space, budget, record.trunks(), record.trials)), budget, record):
+    longest, width = 0.0, budget.parallel.workers if budget.parallel else 1
+
+    def is_over() -> bool:
+        return clock() - started >= budget.time_limit and bool(record.trials)
+
+    with open_workers(budget.parallel, executor) as workers:
+        while tasks := _affordable(
+            propose(Known(space, budget, record.trunks(), record.trials, width)), budget, record
+        ):
             begun = clock()
             if begun + longest - started > budget.time_limit and record.trials:
                 break
-            for trial in _done(tasks, space, runs, pool):
+            for trial in workers(partial(attempt, space, runs.absolute()), tasks, is_over):
                 record.add(trial)
             longest = max(longest, clock() - begun)
             state = _state(budget, record, clock() - started)
@@ -128,7 +135,7 @@ def fit(
         ),
     )
     report = replace(report, selection=conclusion(report, state))
-    write_atomically(runs / report.name / SEARCH_FILE, _document(config, space, state, report).encode())
+    write_atomically(runs / report.name / SEARCH_FILE, _document(space, state, report).encode())
     write_atomically(runs / report.name / "report.json", report.to_json().encode())
     return report
 
@@ -162,21 +169,6 @@ def _affordable(tasks: Sequence[Task], budget: Budget, record: Record) -> list[T
         left = max(0, budget.max_trials - sum(trial.status == "evaluated" for trial in record.trials))
     full = [task for task in tasks if task.depth == "evaluate"][:left]
     return [task for task in tasks if task.depth != "evaluate" or task in full]
-
-
-def _done(tasks: Sequence[Task], space: Space, runs: Path, pool: Executor | None) -> Iterator[Trial]:
-    """The tasks' trials, in the tasks' order."""
-    if pool is None:
-        yield from (attempt(space, runs, task) for task in tasks)
-        return
-    futures = {pool.submit(attempt, space, runs, task): task for task in tasks}
-    done = {futures[future].number: future.result() for future in as_completed(futures)}
-    yield from (done[task.number] for task in tasks)
-
-
-@contextmanager
-def _workers(budget: Budget, executor: Executor | None) -> Iterator[Executor | None]:
-    yield executor
 
 
 def _state(budget: Budget, record: Record, seconds: float) -> State:
@@ -244,7 +236,7 @@ def conclusion(report: Report, state: State) -> str:
     return "; ".join(["no model keeps every limit", *lines, tried])
 
 
-def _document(config: RunConfig, space: Space, state: State, report: Report) -> str:
+def _document(space: Space, state: State, report: Report) -> str:
     budget = state.budget
     document = {
         "schema": 1,

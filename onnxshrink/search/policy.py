@@ -46,12 +46,14 @@ class Known:
         budget: What they are for.
         trunks: Every trunk that the search may come to.
         trials: In the order in which they were begun; a point has one for each depth it was tried at.
+        width: How many trunks to begin at a time.
     """
 
     space: Space
     budget: Budget
     trunks: Sequence[Point]
     trials: Sequence[Trial]
+    width: int = 1
 
     @cached_property
     def _by_key(self) -> dict[tuple[str, str], Trial]:
@@ -123,18 +125,20 @@ def _predictions(known: Known) -> Iterator[_Wish]:
 
 def _goal(known: Known) -> Iterator[_Wish]:
     """Close in on the smallest trunk that keeps the quality, or on the quality of the largest that fits."""
-    tried = [trunk for trunk in known.trunks if known.of(trunk, "probed", "evaluated")]
-    for trunk in tried:  # a trunk that was begun is finished first
-        if wishes := list(_of_trunk(known, trunk, dear=False)):
-            yield from wishes
-            return
-    if (chosen := _next_trunk(known)) is not None:
-        yield from _of_trunk(known, chosen, dear=False)
+    begun = [trunk for trunk in known.trunks if known.of(trunk, "probed", "evaluated")]
+    wishes = [wish for trunk in begun for wish in _of_trunk(known, trunk, dear=False)]
+    yield from wishes  # a trunk that was begun is finished first
+    chosen: list[Point] = []
+    while not wishes and len(chosen) < known.width and (trunk := _next_trunk(known, chosen)) is not None:
+        chosen.append(trunk)
+    for trunk in chosen:
+        yield from _of_trunk(known, trunk, dear=False)
 
 
-def _next_trunk(known: Known) -> Point | None:
+def _next_trunk(known: Known, chosen: Sequence[Point]) -> Point | None:
     """The trunk between the border's two sides, in the middle of the ratio of their sizes; None where it is closed."""
-    able = [t for t in known.trunks if not _is_tried(known, t) and (math.isfinite(known.size(t)) or _only(known))]
+    free = [t for t in known.trunks if t not in chosen and not _is_tried(known, t)]
+    able = [t for t in free if math.isfinite(known.size(t)) or _only(known)]
     limit = known.budget.max_size or math.inf
     good = [known.size(t) for t in known.trunks if known.is_good(t)]
     bad = [known.size(t) for t in known.trunks if known.of(t, "evaluated") and not known.is_good(t)]
@@ -165,9 +169,12 @@ def _rest(known: Known) -> Iterator[_Wish]:
         size = known.size(trunk)
         return abs(math.log(size / best)) if math.isfinite(size) and 0 < best < math.inf else size
 
+    n_begun = 0
     for trunk in sorted(known.trunks, key=lambda t: (not _is_tried(known, t), distance(t))):
-        if wishes := list(_of_trunk(known, trunk, dear=True)):
-            yield from wishes
+        wishes = list(_of_trunk(known, trunk, dear=True))
+        yield from wishes
+        n_begun += bool(wishes)
+        if n_begun == known.width:
             return
 
 
