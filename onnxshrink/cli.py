@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxshrink.commands.compare import compare
+from onnxshrink.commands.fit import fit
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
 from onnxshrink.commands.run import run
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, compare, inspect, sensitivity, schema):
+for command in (run, quantize, fit, compare, inspect, sensitivity, schema):
     app.command()(command)
 
 

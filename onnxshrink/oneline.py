@@ -76,7 +76,7 @@ def quantize(
         if declined:
             raise ModelError(declined, where=str(model), want="MatMul, Gemm, Conv or the like", fix="keep it as it is")
         report = replace(report, selection=f"{report.selection}; {choice.scheme} scheme: {choice.reason}")
-        _write(Path(folder) / report.name / report.candidate("int8").model, out)
+        _write((Path(folder) / report.name / report.candidate("int8").model).parent, out)
     write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
     return report
 
@@ -122,6 +122,59 @@ def compare(
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+
+
+def fit(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    evaluation: Path | None = None,
+    budget: Mapping[str, Any],
+    threads: int = 1,
+    max_samples: int | None = None,
+    runs: Path = Path("runs"),
+    events: Events | None = None,
+) -> Report:
+    """Find the model that keeps every limit of a budget, without training.
+
+    The report is left beside the model, as ``<out>.report.json``; where no model keeps every limit there is no model.
+
+    Args:
+        model: The float ``.onnx`` file.
+        data: Calibration samples, ``.npz``.
+        out: Where to write the ``.onnx`` file that fits.
+        evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
+        budget: As in the config.
+        threads: Threads while latency is measured.
+        max_samples: Use at most this many samples of each file, the first ones.
+        runs: Where trials are kept, so that a second search is quick.
+        events: Listener for progress.
+
+    Returns:
+        The report; its winner is None where nothing fits, and its ``selection`` says what to relax.
+
+    Raises:
+        ShrinkError: Something the user can fix.
+    """
+    from onnxshrink.search.budget import fit as search
+
+    _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
+    require_output(out, model, data, evaluation or data)
+    config = _config(
+        model,
+        calibration=data,
+        evaluation=evaluation or data,
+        max_samples=max_samples,
+        stages=[{"kind": "optimize"}],
+        targets=[{"threads": threads}],
+        budget=dict(budget),
+    ).model_copy(update={"name": f"fit-{model.stem}"})
+    report = search(config, runs=runs, events=events or Silent())
+    if report.winner is not None:
+        _write((runs / report.name / report.candidate(report.winner).model).parent, out)
+    write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
+    return report
 
 
 def _choice(scheme: Scheme | Literal["auto"], model: Path, data: Path, stage: Mapping[str, Any]) -> Choice:
@@ -181,12 +234,12 @@ def _config(
 
 
 def _write(made: Path, out: Path) -> None:
-    """Put the finished model at ``out`` by renames, its external data beside it.
+    """Put the finished model of a folder at ``out`` by renames, its external data beside it.
 
     Raises:
         StoreError: It cannot be written.
     """
-    for file in sorted(made.parent.iterdir(), key=lambda path: path.name == ONNX_FILE):  # the model last
+    for file in sorted(made.iterdir(), key=lambda path: path.name == ONNX_FILE):  # the model last
         target = out if file.name == ONNX_FILE else out.with_name(file.name)
         part = target.with_name(f".{target.name}.part")
         try:
