@@ -86,7 +86,7 @@ def compare(
     candidate: Path,
     data: Path,
     *,
-    metric: str | None = None,
+    metric: str | Mapping[str, Any] | None = None,
     gates: Mapping[str, Any] | None = None,
     threads: int = 1,
     max_samples: int | None = None,
@@ -98,7 +98,7 @@ def compare(
         reference: The model to compare with.
         candidate: The model in question; its inputs have the reference's names.
         data: Samples, ``.npz``, with ``labels`` for accuracy.
-        metric: Task metric; ``top1`` by default where there are labels.
+        metric: Task metric, as in the config; ``top1`` by default where there are labels.
         gates: Limits, as in the config.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples, the first ones.
@@ -220,7 +220,7 @@ def _config(
     *,
     evaluation: Path,
     calibration: Path | None = None,
-    metric: str | None = None,
+    metric: str | Mapping[str, Any] | None = None,
     max_samples: int | None = None,
     **more: Any,
 ) -> RunConfig:

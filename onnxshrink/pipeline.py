@@ -9,12 +9,14 @@ source ─▶ stage ─▶ … ─▶ stage ─┬─▶ variant ─▶ quality 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from onnxshrink.config.base import fingerprint
 from onnxshrink.config.gates import Gates
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
@@ -24,19 +26,24 @@ from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Report, Verdict
-from onnxshrink.core.run_folder import publish, require_own
+from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
-from onnxshrink.stages.preflight import preflight
+from onnxshrink.stages.preflight import model_inputs, preflight
 from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
-from onnxshrink.verify.caveats import noisy, undecided, unpaid, unproven
+from onnxshrink.verify.across import compare_targets, parted
+from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unlabelled, unpaid, unproven
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.placement import misplaced
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
+
+Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
+"""Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
 
 
 def run(
@@ -48,6 +55,7 @@ def run(
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
     parts: Sequence[RunConfig] = (),
+    leave: Leave | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -60,6 +68,7 @@ def run(
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
         parts: Configs with the same data whose variants are compared in one report, where they do not share a trunk;
             ``config`` then says how they are judged.
+        leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
 
     Returns:
         The report, as written to ``report.json``.
@@ -99,14 +108,25 @@ def run(
         warnings=(
             *memo.warnings,
             *unproven(config, memo.data_key),
+            *unlabelled(config, {spec.name for spec in model_inputs(config)}),
+            *guessing(measured),
             *(text for part in parts or (config,) for text in noisy(part, measured)),
             *idle,
+            *disturbed(config, measured),
+            *misplaced(measured),
+            *parted(measured),
             *undecided(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
-    publish(report, {row.name: row.artifact for row in rows}, runs / report.name)
+    models = {row.name: row.artifact for row in rows}
+    with TemporaryDirectory(dir=runs, prefix=".bundle.") as scratch:
+        bundle = Path(scratch) / BUNDLE_FOLDER
+        if leave is not None:
+            with search_path(base):
+                report = _with_bundle(report, leave(report, models, config, bundle))
+        publish(report, models, runs / report.name, bundle)
     return report
 
 
@@ -169,6 +189,19 @@ def _proven(config: RunConfig, memo: Memo, candidates: Mapping[str, Path], event
     rows = list(_rows(config, memo, trunk, branches))
     _look_for_leaks(config, memo, rows[0].reference)
     return rows, _measure_qualities(config, memo, rows, events), failures
+
+
+def _with_bundle(report: Report, facts: Facts | None) -> Report:
+    """The report with what is known of the bundle in the winner's row."""
+    if facts is None:
+        return report
+    return replace(
+        report,
+        candidates=tuple(
+            replace(row, details={**row.details, "bundle": facts}) if row.name == report.winner else row
+            for row in report.candidates
+        ),
+    )
 
 
 def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:
@@ -249,7 +282,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             "reference": row.reference.digest,
             "original": first.digest if first else None,
             "data": memo.data_key("evaluation"),
-            "targets": [target.model_dump(mode="json") for target in config.targets],
+            "targets": [fingerprint(target) for target in config.targets],
             "seed": config.seed,
         }
 
@@ -263,7 +296,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
                 config=config,
                 events=events,
             )
-            save_quality(quality, out)
+            save_quality(compare_targets(quality, row, config, events), out)
             return {}
 
         evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})

@@ -14,11 +14,18 @@ def compare(
     reference: Annotated[Path, typer.Argument(help="The model to compare with.")],
     candidate: Annotated[Path, typer.Argument(help="The model in question.")],
     data: Annotated[Path, typer.Option(help="Samples: an .npz of the models' inputs, with `labels` for accuracy.")],
-    metric: Annotated[str | None, typer.Option(help="top1, top5, mae or rmse; top1 if there are labels.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="top1, top5, mae, rmse, spearman, cosine, f1 or miou; top1 if there are labels."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads while latency is measured.")] = 1,
     max_samples: MaxSamples = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Fail above this drop, such as 0.01.")] = None,
     min_sqnr_db: Annotated[float | None, typer.Option(help="Fail below this SQNR.")] = None,
+    max_abs_error: Annotated[str | None, typer.Option(help="Fail above this error: 0.05, or '2 steps'.")] = None,
+    min_top1_agreement: Annotated[
+        float | None, typer.Option(help="Fail below this share of samples with the reference's winning class.")
+    ] = None,
     max_latency_ratio: Annotated[
         float | None, typer.Option(help="Fail above this latency relative to the reference.")
     ] = None,
@@ -33,6 +40,8 @@ def compare(
     gates = {
         "max_accuracy_drop": max_accuracy_drop,
         "min_sqnr_db": min_sqnr_db,
+        "max_abs_error": max_abs_error,
+        "min_top1_agreement": min_top1_agreement,
         "max_latency_ratio": max_latency_ratio,
         "max_size": max_size,
     }

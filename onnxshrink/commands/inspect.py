@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from onnxshrink.commands.options import AsJson, Level, Provider, Quiet
+from onnxshrink.commands.options import AsJson, Level, Quiet
 
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="An ONNX model.")],
-    provider: Annotated[Provider, typer.Option(help="Execution provider.")] = Provider.cpu,
+    provider: Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")] = "cpu",
     data: Annotated[Path | None, typer.Option(help="Samples: an .npz that gives dynamic axes their lengths.")] = None,
     optimization: Annotated[Level, typer.Option(help="Optimization level of the session.")] = Level.all,
     *,
@@ -26,7 +26,7 @@ def inspect(
     from onnxshrink.config.gates import Target
     from onnxshrink.report.inspection import inspect_model, print_inspection
 
-    found = inspect_model(model, Target(provider=provider.value), data=data, optimization=optimization.value)
+    found = inspect_model(model, Target(provider=provider), data=data, optimization=optimization.value)
     if as_json:
         sys.stdout.write(found.to_json())
     else:

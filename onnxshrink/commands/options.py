@@ -63,13 +63,6 @@ class Scheme(StrEnum):
     dynamic = "dynamic"
 
 
-class Provider(StrEnum):
-    """Choices of ``--provider``."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class Level(StrEnum):
     """Choices of ``--optimization``."""
 

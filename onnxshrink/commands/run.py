@@ -37,13 +37,16 @@ def run(
         follow(settings, base=config.parent)
         return 0
     from onnxshrink.pipeline import run as run_pipeline
+    from onnxshrink.regress.bundle import leave_bundle
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
         if settings.budget is not None:
             from onnxshrink.search.budget import fit
 
-            report = fit(settings, runs=runs, base=config.parent, events=events)
+            report = fit(settings, runs=runs, base=config.parent, events=events, leave=leave_bundle)
         else:
-            report = run_pipeline(settings, runs=runs, base=config.parent, events=events, processes=processes)
+            report = run_pipeline(
+                settings, runs=runs, base=config.parent, events=events, processes=processes, leave=leave_bundle
+            )
     show(report, console, folder=runs / report.name, as_json=as_json)
     return 0 if report.winner else 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, JsonValue, TypeAdapter, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 from pydantic_core.core_schema import ValidationInfo
 
 from onnxshrink.core.artifact import digest_path
@@ -55,7 +55,16 @@ def _entry(value: object) -> str:
     return value
 
 
+def _no_switch(value: object) -> object:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
 def _bytes(value: object) -> int:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
     return int(TypeAdapter(ByteSize).validate_python(value))
 
 
@@ -80,7 +89,10 @@ SizeBytes = Annotated[
 ]
 """Bytes, or text such as ``60 kB`` (1,000) or ``60 KiB`` (1,024)."""
 
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+NO_SWITCH = BeforeValidator(_no_switch)
+"""Of a number for which true and false are mistakes; the last in its annotation."""
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0), NO_SWITCH]
 """A fraction from 0 to 1."""
 
 

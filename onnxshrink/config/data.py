@@ -10,10 +10,10 @@ from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from onnxshrink.config.base import Arguments, EntryPoint, FilePath, Model, existing_path
+from onnxshrink.config.metrics import TaskMetric
 from onnxshrink.config.steps import ImageStep, NormalizeStep
 
 Role: TypeAlias = Literal["train", "calibration", "evaluation"]
-MetricName: TypeAlias = Literal["top1", "top5", "mae", "rmse"]
 
 
 def _labels(value: object, info: ValidationInfo) -> object:
@@ -50,8 +50,8 @@ class DataSettings(Model):
     """Array name to input name. An array named `labels` is the target, one named `split` names each sample's split."""
     max_samples: int | None = Field(default=None, gt=0)
     """Use at most this many samples, the first ones."""
-    metric: MetricName | None = None
-    """Task metric for evaluation; needs labels."""
+    metric: TaskMetric | None = None
+    """Task metric for evaluation; needs labels. One of its names, or `{entry: "mine:score", better: higher}`."""
 
 
 class NpzData(DataSettings):

@@ -4,46 +4,87 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from onnxshrink.config.base import Model, Ratio, SizeBytes
+from onnxshrink.config.base import NO_SWITCH, FilePath, Model, Ratio, SizeBytes
+from onnxshrink.config.providers import short_name
+from onnxshrink.config.tolerance import Tolerance
+
+Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
+"""ONNX Runtime's graph optimization levels; ``all`` is what a session has by default."""
 
 
 class Target(Model):
     """An execution provider with its options; drift, accuracy and latency are measured on each."""
 
-    provider: Literal["cpu", "cuda"] = "cpu"
-    """Execution provider. One that the session silently drops is an error."""
+    provider: Annotated[str, Field(min_length=1), AfterValidator(short_name)] = "cpu"
+    """Execution provider: ``cpu``, ``cuda``, ``openvino``, ``tensorrt``, …, or ONNX Runtime's own name of any other.
+    One that the session silently drops, or that runs no node, is an error."""
+    library: FilePath | None = None
+    """Shared library of a provider that comes as a plugin, such as the one in the package onnxruntime-ep-openvino."""
+    device: Literal["cpu", "gpu", "npu"] | None = None
+    """Kind of hardware that a plugin shall use; the first that it offers by default."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Provider options, passed on to ONNX Runtime as text: ``true`` as ``True``, a mapping or list as JSON."""
+    require_all: bool = False
+    """Refuse a model of which any node runs on another provider; else those nodes are listed."""
+    optimization: Optimization = "all"
+    """Graph optimization level of the session."""
     threads: int = Field(default=1, gt=0)
     """Intra-op threads."""
+    spinning: bool = True
+    """Let intra-op threads wait in a busy loop, as ONNX Runtime does by default: faster, and it burns CPU time."""
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
+    """Cores that latency is measured on; all that the process may use by default."""
+    copies: Literal["included", "excluded"] = "excluded"
+    """Whether latency on CUDA has the copies between host and device in it; on the CPU there are none."""
+    startup: bool = False
+    """Measure load time, first run and peak memory as well, in six fresh processes of each model: some seconds."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Provider options, passed on to ONNX Runtime."""
+    latency: bool = True
+    """Measure latency here; a target without it still has drift and accuracy, and no latency gate applies to it."""
     latency_seconds: float = Field(default=3.0, gt=0)
     """Time to measure the latency of one variant; up to four times as long before a gate is inconclusive, and longer
     for a model that is slow to open: sessions are opened anew at least six times."""
+    label: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    """Name in the report, for targets that differ in nothing else that it would show, such as their options."""
 
     @property
     def name(self) -> str:
-        """``cpu`` or ``cpu x2, batch 8``: short, and different for different targets of one run."""
-        threads = f" x{self.threads}" if self.threads != 1 else ""
-        return f"{self.provider}{threads}" + (f", batch {self.batch}" if self.batch != 1 else "")
+        """``cpu`` or ``cpu x2, batch 8, basic``, unless labelled: short, and different for the targets of one run."""
+        parts = (
+            f"{self.provider} {self.device}" if self.device else self.provider,
+            f" x{self.threads}" if self.threads != 1 else "",
+            f", batch {self.batch}" if self.batch != 1 else "",
+            f", {self.optimization}" if self.optimization != "all" else "",
+            "" if self.spinning else ", no spinning",
+            f", cores {'+'.join(map(str, self.affinity))}" if self.affinity else "",
+            ", with copies" if self.copies == "included" else "",
+        )
+        return self.label or "".join(parts)
 
 
 class Gates(Model):
     """Limits a variant must keep. One that is not given is not checked; one whose metric is missing fails."""
 
-    max_accuracy_drop: Annotated[float, Field(ge=0)] | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0), NO_SWITCH] | None = None
     """Largest loss of the task metric against the original, in the metric's own unit (0.01 is one point of top-1)."""
-    min_sqnr_db: float | None = None
+    min_sqnr_db: Annotated[float, NO_SWITCH] | None = None
     """Smallest signal-to-quantization-noise ratio of any output against the float reference, in dB."""
+    max_abs_error: Tolerance | None = None
+    """Largest difference of any value of any output from the float reference's: a number in the output's own unit, or
+    text such as `2 steps`, which counts steps of the output's quantization."""
+    min_top1_agreement: Ratio | None = None
+    """Smallest share of the samples for which the float reference's winning class wins, of any 2-D output."""
     max_size: SizeBytes | None = None
     """Largest model file, external data included."""
-    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ratio: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     """Largest p50 latency in milliseconds."""
+    max_peak_memory: SizeBytes | None = None
+    """Most memory that loading the model and one inference may add to a fresh process; has `startup` measured."""
     min_integer_coverage: Ratio | None = None
     """Smallest share of the multiply-accumulates that must run in integer kernels; 1.0 is all of them."""
     strict: bool = False

@@ -85,7 +85,11 @@ class RunConfig(Model):
         yield from self._data_misfits()
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
-            yield _misfit(("targets",), "two targets are the same", "targets that differ in provider, threads or batch")
+            yield _misfit(
+                ("targets",),
+                "two targets are the same",
+                "targets that differ in provider, device, threads, batch and the like, or in their `label`",
+            )
 
     def _chain(self, kind: Kind, stages: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
         for index, stage in enumerate(stages):
@@ -152,8 +156,15 @@ class RunConfig(Model):
                 "data.evaluation with a metric and labels",
                 "data: {evaluation: {npz: …, metric: top1}}",
             )
-        if self.gates.min_sqnr_db is not None and evaluation is None:
-            yield _misfit(("gates", "min_sqnr_db"), "there is nothing to measure drift on", "data.evaluation")
+        for gate in ("min_sqnr_db", "max_abs_error", "min_top1_agreement"):
+            if getattr(self.gates, gate) is not None and evaluation is None:
+                yield _misfit(("gates", gate), "there is nothing to measure drift on", "data.evaluation")
+        clocked = any(target.latency for target in self.targets)
+        for gate in ("max_latency_ratio", "max_latency_ms"):
+            if getattr(self.gates, gate) is not None and not clocked:
+                yield _misfit(("gates", gate), "latency is measured on no target", "a target with `latency: true`")
+        if self.select == "fastest" and not clocked:
+            yield _misfit(("select",), "latency is measured on no target", "a target with `latency: true`")
         if self.select == "most_accurate" and (evaluation is None or evaluation.metric is None):
             yield _misfit(("select",), "there is nothing to measure accuracy with", "data.evaluation with a metric")
 

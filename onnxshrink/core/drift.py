@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxshrink.core.classes import are_distributions, divergence, rank_of_winner, softmax_divergence
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.tensors import Array, describe
+from onnxshrink.core.worst import WorstRow, far_rows, worst_rows
 
 IDENTICAL = "identical"
 REFERENCE_NAN = "reference gives NaN"
 CANDIDATE_NAN = "candidate gives NaN"
 INFINITE = "infinity on one side only"
+
+_FIVE = 5
+
+_ADDED = (
+    "n_values", "n_rows", "sum_abs", "sum_squares", "reference_squares", "candidate_squares", "products", "n_ranked",
+    "n_agreed", "n_among_five", "n_vectors", "n_distributions", "sum_divergence", "n_logits", "sum_softmax_divergence",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +45,19 @@ class Drift:
         reference_squares: Sum of ``reference**2``.
         candidate_squares: Sum of ``candidate**2``.
         products: Sum of ``reference * candidate``.
+        reference_min: The reference's smallest finite value.
+        reference_max: Its largest.
         n_ranked: Rows that have a winning class: those of 2-D outputs with more than one column.
         n_agreed: Rows where both sides have the same winning class, ties to the first.
+        n_among_five: Rows where the reference's winning class is among the candidate's five best, ties to the first;
+            counted where there are more than five classes.
+        n_classes: Columns of a ranked output, else 0.
+        n_vectors: Vectors along the last axis of a float output that has two axes or more.
+        n_distributions: Those of them that hold probabilities, see `are_distributions`.
+        sum_divergence: Sum of their Kullback-Leibler divergences, in nats.
+        n_logits: Ranked float rows that have a softmax: at least one finite value, and none is plus infinity.
+        sum_softmax_divergence: Sum of the divergences of their softmax, in nats.
+        worst: The rows with the largest relative error, the worst first, see `worst_rows`.
         flaw: What is wrong with the values, or None.
     """
 
@@ -50,8 +71,18 @@ class Drift:
     reference_squares: float = 0.0
     candidate_squares: float = 0.0
     products: float = 0.0
+    reference_min: float = math.inf
+    reference_max: float = -math.inf
     n_ranked: int = 0
     n_agreed: int = 0
+    n_among_five: int = 0
+    n_classes: int = 0
+    n_vectors: int = 0
+    n_distributions: int = 0
+    sum_divergence: float = 0.0
+    n_logits: int = 0
+    sum_softmax_divergence: float = 0.0
+    worst: tuple[WorstRow, ...] = ()
     flaw: str | None = None
 
     def update(self, reference: Array, candidate: Array) -> Drift:
@@ -70,19 +101,17 @@ class Drift:
     def merge(self, other: Drift) -> Drift:
         """The drift over this one's rows followed by ``other``'s; exact but for the rounding of float64 sums."""
         worse = other.max_abs > self.max_abs
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
+        later = (replace(row, row=self.n_rows + row.row) for row in other.worst)
         return replace(
             self,
-            n_values=self.n_values + other.n_values,
-            n_rows=self.n_rows + other.n_rows,
+            **sums,
             max_abs=max(self.max_abs, other.max_abs),
             worst_row=self.n_rows + other.worst_row if worse else self.worst_row,
-            sum_abs=self.sum_abs + other.sum_abs,
-            sum_squares=self.sum_squares + other.sum_squares,
-            reference_squares=self.reference_squares + other.reference_squares,
-            candidate_squares=self.candidate_squares + other.candidate_squares,
-            products=self.products + other.products,
-            n_ranked=self.n_ranked + other.n_ranked,
-            n_agreed=self.n_agreed + other.n_agreed,
+            reference_min=min(self.reference_min, other.reference_min),
+            reference_max=max(self.reference_max, other.reference_max),
+            n_classes=max(self.n_classes, other.n_classes),
+            worst=worst_rows((*self.worst, *later)),
             flaw=self.flaw or other.flaw,
         )
 
@@ -92,11 +121,27 @@ class Drift:
         return self.sum_abs / self.n_values if self.n_values else math.nan
 
     @property
+    def rmse(self) -> float:
+        """Root of the mean of ``(reference - candidate)**2``; NaN without values."""
+        return math.sqrt(self.sum_squares / self.n_values) if self.n_values else math.nan
+
+    @property
     def sqnr_db(self) -> float:
         """``10 log10(sum reference^2 / sum (reference - candidate)^2)`` in dB; infinite for identical outputs."""
         if not self.sum_squares:
             return math.inf
         return 10 * math.log10(self.reference_squares / self.sum_squares) if self.reference_squares else -math.inf
+
+    @property
+    def psnr_db(self) -> float:
+        """``20 log10(peak / rmse)`` in dB, the peak being the reference's largest value less its smallest.
+
+        Infinite for identical outputs, minus infinity where only the reference is constant.
+        """
+        if not self.sum_squares:
+            return math.inf
+        peak = self.reference_max - self.reference_min
+        return 20 * math.log10(peak / self.rmse) if peak > 0 else -math.inf
 
     @property
     def relative_l2(self) -> float:
@@ -118,24 +163,43 @@ class Drift:
         """Share of rows whose winning class is the same on both sides, or None for outputs that rank no classes."""
         return self.n_agreed / self.n_ranked if self.n_ranked else None
 
+    @property
+    def top5_agreement(self) -> float | None:
+        """Share of rows whose reference's winner is among the candidate's five best; None up to five classes."""
+        return self.n_among_five / self.n_ranked if self.n_classes > _FIVE else None
+
+    @property
+    def kl_divergence(self) -> float | None:
+        """Mean Kullback-Leibler divergence in nats, or None for outputs that are not probabilities throughout."""
+        whole = self.n_vectors and self.n_distributions == self.n_vectors
+        return self.sum_divergence / self.n_vectors if whole else None
+
+    @property
+    def softmax_kl(self) -> float | None:
+        """Mean divergence in nats of the softmax of 2-D float outputs; None where they are probabilities already."""
+        given = self.n_logits and self.kl_divergence is None
+        return self.sum_softmax_divergence / self.n_logits if given else None
+
 
 def _drift_of(output: str, reference: Array, candidate: Array) -> Drift:
     n_rows = reference.shape[0]
-    ranked = reference.ndim == 2 and reference.shape[1] > 1
-    agreed = int((reference.argmax(-1) == candidate.argmax(-1)).sum()) if ranked else 0
     flat = (n_rows, math.prod(reference.shape[1:]))
     ref, cand = reference.astype(np.float64).reshape(flat), candidate.astype(np.float64).reshape(flat)
     flaw = _flaw(ref, cand)
+    drift = Drift(output, n_rows=n_rows, flaw=flaw)
+    if reference.ndim > 1 and ref.size:
+        drift = _with_classes(drift, ref, cand, reference.shape, is_float=reference.dtype.kind == "f")
     finite = np.isfinite(ref) & np.isfinite(cand)
+    broken = (~finite & (ref != cand)).any(axis=1)
+    low, high = ref.min(initial=math.inf, where=finite), ref.max(initial=-math.inf, where=finite)
     if not finite.all():
         ref, cand = np.where(finite, ref, 0.0), np.where(finite, cand, 0.0)
     error = np.abs(ref - cand)
     row_max = error.max(axis=1, initial=0.0)
     worst = int(row_max.argmax()) if n_rows else 0
-    return Drift(
-        output,
+    return replace(
+        drift,
         n_values=error.size,
-        n_rows=n_rows,
         max_abs=float(row_max[worst]) if n_rows else 0.0,
         worst_row=worst,
         sum_abs=float(error.sum()),
@@ -143,10 +207,38 @@ def _drift_of(output: str, reference: Array, candidate: Array) -> Drift:
         reference_squares=_dot(ref, ref),
         candidate_squares=_dot(cand, cand),
         products=_dot(ref, cand),
-        n_ranked=n_rows if ranked else 0,
-        n_agreed=agreed,
-        flaw=flaw,
+        reference_min=float(low),
+        reference_max=float(high),
+        worst=worst_rows(far_rows(error, ref, broken)),
     )
+
+
+def _with_classes(
+    drift: Drift, ref: NDArray[np.float64], cand: NDArray[np.float64], shape: tuple[int, ...], *, is_float: bool
+) -> Drift:
+    """With what is asked of outputs whose last axis holds classes; values that are not finite are alike on both."""
+    n_classes = shape[-1]
+    if len(shape) == 2 and n_classes > 1:
+        rank = rank_of_winner(ref, cand)
+        drift = replace(
+            drift,
+            n_ranked=len(rank),
+            n_agreed=int((rank == 0).sum()),
+            n_among_five=int((rank < _FIVE).sum()),
+            n_classes=n_classes,
+        )
+    if not is_float or n_classes < 2 or drift.flaw:
+        return drift
+    p, q = ref.reshape(-1, n_classes), cand.reshape(-1, n_classes)
+    likely = are_distributions(p, q)
+    drift = replace(drift, n_vectors=len(p), n_distributions=int(likely.sum()))
+    if likely.all():
+        drift = replace(drift, sum_divergence=float(divergence(p, q).sum()))
+    if drift.n_ranked:
+        usable = (ref < math.inf).all(axis=1) & (ref > -math.inf).any(axis=1)
+        total = float(softmax_divergence(ref[usable], cand[usable]).sum())
+        drift = replace(drift, n_logits=int(usable.sum()), sum_softmax_divergence=total)
+    return drift
 
 
 def _flaw(ref: NDArray[np.float64], cand: NDArray[np.float64]) -> str | None:

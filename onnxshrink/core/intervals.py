@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import TypeAlias
 
@@ -63,6 +63,74 @@ def matched_difference_interval(n_lost: int, n_won: int, n: int, *, confidence: 
     return max(-1.0, lost - won - half), min(1.0, lost - won + half)
 
 
+def mcnemar_p(n_lost: int, n_won: int) -> float:
+    """How likely samples change as unevenly as this, or more, if none of the models is better: exact, two-sided.
+
+    Args:
+        n_lost: Samples that were right and are wrong now.
+        n_won: Samples that were wrong and are right now.
+
+    Returns:
+        The p-value, 0 to 1; 1 where no sample changed.
+
+    Source: McNemar, "Note on the Sampling Error of the Difference between Correlated Proportions or Percentages",
+        Psychometrika 1947, with the binomial distribution in place of its normal approximation.
+    """
+    n, fewer = n_lost + n_won, min(n_lost, n_won)
+    log_half_to_n = n * math.log(2)
+    tail = math.fsum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - log_half_to_n)
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def samples_to_decide(value: float, interval: Interval, limit: float, n: int) -> int | None:
+    """How many samples would decide on which side of a limit a mean is, four times in five, if it is what it seems.
+
+    Widths shrink with the root of the number. A mean that is close to the limit is itself measured with an error, so
+    the interval must stay clear of the limit by what four of five measurements keep.
+
+    Args:
+        value: The mean of ``n`` samples.
+        interval: Its interval, which holds the limit.
+        limit: What it is compared with.
+        n: Samples.
+
+    Returns:
+        The number, rounded up to two digits, or None where the value is the limit, or ten million would not do.
+
+    Source: the sample size of a one-sided test with power 0.8, such as Chow, Shao and Wang, "Sample Size Calculations
+        in Clinical Research", 2003, section 3.1.
+    """
+    width = interval[1] - value if value < limit else value - interval[0]
+    power = 1 + NormalDist().inv_cdf(0.8) / _z(CONFIDENCE)
+    if value == limit or (found := n * (power * width / (limit - value)) ** 2) > 1e7:
+        return None
+    step: int = 10 ** max(0, len(str(int(found))) - 2)
+    return max(n + 1, math.ceil(found / step) * step)
+
+
+def resamples(n: int, *, seed: int, n_resamples: int = 2000, width: int = 1) -> Iterator[Floats]:
+    """How often each resample of a bootstrap holds each of ``n`` observations; the draws are those of `bootstrap`.
+
+    Args:
+        n: Observations.
+        seed: Seed of the resampling.
+        n_resamples: How many resamples.
+        width: Numbers that will be made of each resample, where they are more than ``n``.
+
+    Yields:
+        ``(r, n)`` float64, few enough rows to bound memory.
+    """
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_VALUES // max(n, width))
+    for start in range(0, n_resamples, chunk):
+        rows = min(chunk, n_resamples - start)
+        picks = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
 def bootstrap(columns: Floats, statistic: Callable[[Floats], Floats], *, seed: int, n_resamples: int = 2000) -> Floats:
     """Values of a statistic over resamples of observations; what was observed together stays together.
 
@@ -104,6 +172,20 @@ def percentile_interval(draws: Floats, n: int, *, confidence: float = CONFIDENCE
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t(confidence, n - 1))
     lo, hi = np.quantile(draws, (tail, 1 - tail))
     return float(lo), float(hi)
+
+
+def mean_interval(values: Floats, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of the mean of what the values are samples of, by Student's t; cheap enough to be asked often.
+
+    Args:
+        values: ``(n,)`` float64, at least four.
+        confidence: Share of such intervals that hold the true mean, where values are about normal.
+
+    Source: Student, "The Probable Error of a Mean", Biometrika 1908.
+    """
+    n = len(values)
+    half = _t(confidence, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def _z(confidence: float) -> float:

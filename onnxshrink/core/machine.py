@@ -9,9 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+ONNX_RUNTIMES = (
+    "onnxruntime", "onnxruntime-cann", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-migraphx",
+    "onnxruntime-openvino", "onnxruntime-qnn",
+)  # fmt: skip
+"""Packages that ONNX Runtime or one of its providers comes in."""
+
 _LIBRARIES = (
-    "onnxshrink", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "pydantic",
-    "safetensors", "torch", "torch-pruning",
+    "onnxshrink", "numpy", "onnx", "onnx-ir", *ONNX_RUNTIMES, "onnxscript", "onnxslim", "pydantic", "safetensors",
+    "torch", "torch-pruning",
 )  # fmt: skip
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 

@@ -99,7 +99,9 @@ class Candidate:
         metrics: Everything measured.
         verdicts: One per gate and target; empty for rows that are not variants.
         details: Evidence behind the metrics that is more than a number, as plain JSON by topic, such as ``latency``:
-            what was measured under which conditions. A topic that was not looked into is left out.
+            what was measured under which conditions. A topic that was not looked into is left out. ``worst_samples``:
+            by target and output, those farthest from the reference's. ``drift_split``: by target, how quantization and
+            kernel error were told apart, or why not.
     """
 
     name: str

@@ -15,9 +15,13 @@ from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report
 
 REPORT_FILE = "report.json"
+BUNDLE_FOLDER = "bundle"
+"""What the winner is checked with later; a folder of the run like its models."""
+BISECT_FOLDER = "bisect"
+"""What ``onnxshrink bisect`` leaves in a run's folder, or in one where no run has been yet."""
 
 
-def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> None:
+def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle: Path | None = None) -> None:
     """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
 
     Another run of the same name waits its turn and then replaces the folder in turn.
@@ -26,6 +30,7 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> Non
         report: Its candidates' ``model`` is the path of the ``.onnx`` file below ``folder``.
         models: Candidate name to artifact.
         folder: ``runs/<name>``.
+        bundle: A folder to copy as ``bundle``, if it is there.
 
     Raises:
         StoreError: The folder cannot be written, or it holds something that no run has left.
@@ -40,9 +45,11 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> Non
                 shutil.rmtree(leftover, ignore_errors=True)
             fresh.mkdir()
             for candidate in (row for row in report.candidates if row.name in models):
-                _copy(models[candidate.name], (fresh / candidate.model).parent)
+                copy_files(models[candidate.name], (fresh / candidate.model).parent)
             if report.winner is not None:
-                _copy(models[report.winner], fresh)
+                copy_files(models[report.winner], fresh)
+            if bundle is not None and bundle.is_dir():
+                shutil.copytree(bundle, fresh / BUNDLE_FOLDER)
             (fresh / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
             os.sync()
             _carry_over(folder, fresh)
@@ -51,12 +58,7 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path) -> Non
             fresh.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise StoreError(
-            f"the run's folder cannot be written: {e.strerror or e}",
-            where=str(e.filename or folder),
-            want="a folder that can be written, with room on the disk",
-            fix="free some space, or name another folder: --runs PATH",
-        ) from e
+        raise _unwritable(e, folder) from e
 
 
 def require_own(folder: Path) -> None:
@@ -65,7 +67,9 @@ def require_own(folder: Path) -> None:
     Raises:
         StoreError: It holds files and no report.
     """
-    if folder.exists() and not (folder / REPORT_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if not folder.exists() or (folder / REPORT_FILE).is_file():
+        return
+    if folder.is_file() or any(path.name != BISECT_FOLDER for path in folder.iterdir()):
         raise StoreError(
             "the run's folder holds files that are not a run's",
             where=str(folder),
@@ -74,19 +78,50 @@ def require_own(folder: Path) -> None:
         )
 
 
+def leave(models: Mapping[str, Artifact], folder: Path) -> None:
+    """Write models into ``runs/<name>/bisect``, each into a folder of its own, in place of those that were there.
+
+    Args:
+        models: Name of the folder to artifact.
+        folder: ``runs/<name>``.
+
+    Raises:
+        StoreError: The folder cannot be written, or it holds something that no run has left.
+    """
+    require_own(folder)
+    place = folder / BISECT_FOLDER
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        for name, artifact in models.items():
+            copy_files(artifact, place / name)
+    except OSError as e:
+        raise _unwritable(e, folder) from e
+
+
 def _carry_over(old: Path, fresh: Path) -> None:
     """Copy what somebody else put into the folder: notes beside the evidence are not ours to delete."""
     if not (old / REPORT_FILE).is_file():
         return
-    own = {Path(row.model).parts[0] for row in Report.read(old / REPORT_FILE).candidates if row.model}
+    report = Report.read(old / REPORT_FILE)
+    own = {Path(row.model).parts[0] for row in report.candidates if row.model}
+    own |= {BUNDLE_FOLDER for row in report.candidates if "bundle" in row.details}
     for path in old.iterdir():
         if path.name not in own | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
 
 
-def _copy(artifact: Artifact, folder: Path) -> None:
+def copy_files(artifact: Artifact, folder: Path) -> None:
     """Copy an artifact's files, writable again: the store's own stay as they are."""
     for path in files_of(artifact.path):
         target = folder / path.relative_to(artifact.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def _unwritable(error: OSError, folder: Path) -> StoreError:
+    return StoreError(
+        f"the run's folder cannot be written: {error.strerror or error}",
+        where=str(error.filename or folder),
+        want="a folder that can be written, with room on the disk",
+        fix="free some space, or name another folder: --runs PATH",
+    )

@@ -24,6 +24,9 @@ Dim: TypeAlias = int | str
 LABELS = "labels"
 """The reserved array name that holds the targets of supervised data."""
 
+LIKE_LABELS = ("label", "target", "targets", "y", "y_true", "y_test")
+"""Names that others give to such an array."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

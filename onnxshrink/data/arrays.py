@@ -13,6 +13,7 @@ from onnxshrink.config.data import DataSettings, NpyData, NpzData
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import (
     LABELS,
+    LIKE_LABELS,
     Array,
     Batch,
     TensorSpec,
@@ -247,7 +248,8 @@ def _texts(values: Array) -> NDArray[Any]:
 
 def _no_labels(arrays: Mapping[str, StoredArray], feeds: Mapping[str, StoredArray], where: str) -> DataError:
     others = [name for name, array in arrays.items() if name != SPLIT and array not in feeds.values()]
-    near = did_you_mean(LABELS, others) or (others[0] if len(others) == 1 else None)
+    usual = next((repr(name) for name in others if name.lower() in LIKE_LABELS), None)
+    near = usual or did_you_mean(LABELS, others) or (others[0] if len(others) == 1 else None)
     example = near.split("'")[1] if near and "'" in near else near or "array"
     return DataError(
         f"labels are needed, and the data has no array {LABELS!r}",

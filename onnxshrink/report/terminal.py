@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from onnxshrink.config.metrics import METRIC_NAMES
 from onnxshrink.core.report import Candidate, Metric, Outcome, Report
 from onnxshrink.verify.gain import SPARSE
 
@@ -51,8 +52,9 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
 def _table(report: Report, target: str | None, width: int, *, titled: bool) -> Table:
     """The comparison in ``width`` columns: units stand in the headers, and names are cut before any number is."""
     metric = _task_metric(report)
-    drop = "" if metric is None else "drop pt" if metric in ("top1", "top5") else "drop"
-    headers = ["", "size", metric or "", drop, "dB", "ms", "vs reference", "gates"]
+    is_ratio = any(m.name == metric and m.unit == "ratio" for c in report.candidates for m in c.metrics)
+    drop = "" if metric is None else "drop pt" if is_ratio else "drop"
+    headers = ["", "size", (metric or "").rpartition(":")[2], drop, "dB", "ms", "vs reference", "gates"]
     rows = [_row(c, target, metric, winner=c.name == report.winner) for c in report.candidates]
     gap = 2 if width >= 96 else 1
     numbers = sum(gap + max(len(header), *(len(row[i]) for row in rows)) for i, header in enumerate(headers) if i)
@@ -115,7 +117,7 @@ def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner
         name,
         Text(_bytes(measured("size_bytes"))),
         Text(_score(measured(metric) if metric else None)),
-        Text(_drop(measured("accuracy_drop"), metric)),
+        Text(_drop(measured("accuracy_drop"))),
         Text(_worst_sqnr(candidate, target)),
         Text(_milliseconds(measured("latency_p50_ms"))),
         Text(_ratio(ratio), style=_ratio_style(ratio) if candidate.role == "variant" else ""),
@@ -134,8 +136,9 @@ def _print_verdicts(report: Report, console: Console) -> None:
 
 
 def _task_metric(report: Report) -> str | None:
-    names = {m.name for c in report.candidates for m in c.metrics}
-    return next((name for name in ("top1", "top5", "mae", "rmse") if name in names), None)
+    """Its name; the user's own is called by its entry point, the one name with a colon in it."""
+    names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics)
+    return next((name for name in names if name in METRIC_NAMES or ":" in name), None)
 
 
 def _worst_sqnr(candidate: Candidate, target: str | None) -> str:
@@ -176,12 +179,10 @@ def _score(metric: Metric | None) -> str:
     return f"{metric.value:.1%}" if metric.unit == "ratio" else f"{metric.value:.4g}"
 
 
-def _drop(metric: Metric | None, task: str | None) -> str:
+def _drop(metric: Metric | None) -> str:
     if metric is None or metric.value is None:
         return ""
-    if task in ("top1", "top5"):
-        return f"{100 * metric.value:+.1f}"
-    return f"{metric.value:+.3g}"
+    return f"{100 * metric.value:+.1f}" if metric.unit == "ratio" else f"{metric.value:+.3g}"
 
 
 def _milliseconds(metric: Metric | None) -> str:

@@ -21,7 +21,6 @@ from onnxshrink.core.machine import machine
 
 Types: TypeAlias = Literal["u8s8", "s8s8", "u8u8"]
 Format: TypeAlias = Literal["qdq", "qoperator"]
-Provider: TypeAlias = Literal["cpu", "cuda"]
 
 NO_INTEGERS_ON_CUDA = (
     "the CUDA provider has no integer kernels for DequantizeLinear and QuantizeLinear: every node between them would "
@@ -88,7 +87,7 @@ def isa_of(architecture: str, features: Sequence[str]) -> Isa:
 
 def resolve_scheme(
     isa: Isa,
-    provider: Provider = "cpu",
+    provider: str = "cpu",
     *,
     types: Types | Literal["auto"] = "auto",
     format: Format = "qdq",  # noqa: A002  the config's word
@@ -99,7 +98,7 @@ def resolve_scheme(
 
     Args:
         isa: The processor's instruction set.
-        provider: Where the model will run.
+        provider: Where the model will run, by its short name.
         types: Activation and weight types asked for.
         format: The format asked for.
         op_types: Operator types asked for; None takes all that ONNX Runtime can.

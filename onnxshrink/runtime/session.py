@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import onnxruntime as ort
 
-from onnxshrink.config.gates import Target
+from onnxshrink.config.gates import Optimization, Target
 from onnxshrink.core.errors import ConfigError, ModelError, ProviderError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec, require_tensor
 from onnxshrink.runtime.interface import match_inputs
+from onnxshrink.runtime.providers import (
+    CPU,
+    Placement,
+    Provider,
+    find_provider,
+    memory_of,
+    placement_of,
+    provider_options,
+    refuse_fallback,
+    refuse_misplaced,
+    require_provider,
+)
 
-Optimization: TypeAlias = Literal["disabled", "basic", "extended", "all"]
+__all__ = ["Optimization", "Session", "refuse_fallback", "require_batch", "require_provider"]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_LEVELS = {
+LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_SOURCE_PLACE = re.compile(r"^\S+\.(cc|h):\d+ .*\) (?=\S)")
 # ONNX Runtime's spelling of element types, and numpy's.
 _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
 
@@ -33,8 +46,9 @@ class Session:
 
     Args:
         model: Path of an ``.onnx`` or ``.ort`` file, or serialized model bytes.
-        target: Provider, threads and provider options.
-        optimization: ONNX Runtime's graph optimization level; ``all`` is what a deployed model gets.
+        target: Provider, threads, optimization level and provider options.
+        optimization: ONNX Runtime's graph optimization level; the target's by default.
+        without: Names of ONNX Runtime's optimizers to leave out of it; see `applied_optimizers`.
         config: Session config entries, such as ``{"session.disable_quant_qdq": "1"}``.
         save_optimized: Also write the graph that ONNX Runtime runs to this path.
         profile: Time every kernel, into a file whose name begins so; `end_profile` says where it is.
@@ -43,7 +57,8 @@ class Session:
 
     Raises:
         ModelError: ONNX Runtime cannot load the model, or its inputs are not like the other's.
-        ProviderError: The provider is not installed, or the session silently fell back.
+        ProviderError: The provider is not installed, cannot open the model, or runs none of it; or the session silently
+            fell back; or the target requires all nodes on the provider, and some are not.
     """
 
     def __init__(
@@ -51,7 +66,8 @@ class Session:
         model: Path | bytes,
         target: Target | None = None,
         *,
-        optimization: Optimization = "all",
+        optimization: Optimization | None = None,
+        without: Sequence[str] = (),
         config: Mapping[str, str] | None = None,
         save_optimized: Path | None = None,
         profile: Path | None = None,
@@ -61,11 +77,12 @@ class Session:
         target = target or Target()
         self.name = name or (str(model) if isinstance(model, Path) else "model in memory")
         self.target = target
-        provider = require_provider(target)
+        provider = find_provider(target)
         options = ort.SessionOptions()
         options.intra_op_num_threads = target.threads
         options.inter_op_num_threads = 1
-        options.graph_optimization_level = _LEVELS[optimization]
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(target.spinning)))
+        options.graph_optimization_level = LEVELS[optimization or target.optimization]
         options.log_severity_level = 3
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
@@ -74,21 +91,8 @@ class Session:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        providers: list[Any] = [(provider, {str(k): str(v) for k, v in target.options.items()})]
-        if provider != "CPUExecutionProvider":
-            providers.append("CPUExecutionProvider")
-        try:
-            self._session = ort.InferenceSession(
-                os.fspath(model) if isinstance(model, Path) else model, options, providers=providers
-            )
-        except Exception as e:  # ORT raises a dozen unrelated types, RuntimeException and Fail among them
-            raise ModelError(
-                f"ONNX Runtime cannot load the model: {_first_line(e)}",
-                where=self.name,
-                got=type(e).__name__,
-                want=f"an ONNX model that onnxruntime {ort.__version__} can run",
-            ) from e
-        refuse_fallback(provider, self._session.get_providers(), where=self.name)
+        self._session = _open(model, options, target, provider, list(without), where=self.name)
+        self.placement = _placement(self._session, target, provider, where=self.name)
         own = tuple(map(_spec, self._session.get_inputs()))
         self.interface = match_inputs(own if like is None else like, own, where=self.name)
         self.inputs: tuple[TensorSpec, ...] = self.interface.specs
@@ -142,11 +146,11 @@ class Session:
         On CUDA the inputs are copied to the device here and outputs stay there, so `run_bound` times the network alone.
         """
         binding = self._session.io_binding()
-        device = "cuda" if self.target.provider == "cuda" else "cpu"
+        memory, device_id = memory_of(self.target)
         for name, array in self.interface.feed(batch, where=self.name).items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
-        for spec in self.outputs:
-            binding.bind_output(spec.name, device)
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, memory, device_id))
+        for spec in self.outputs:  # without a shape: ONNX Runtime allocates what each run turns out to need
+            binding.bind_output(spec.name, memory, device_id)
         binding.synchronize_inputs()
         return binding
 
@@ -154,24 +158,6 @@ class Session:
         """One inference on bound inputs; returns when the device is done."""
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-
-
-def require_provider(target: Target) -> str:
-    """ONNX Runtime's name of the target's provider.
-
-    Raises:
-        ProviderError: This build of ONNX Runtime does not have it.
-    """
-    wanted = _PROVIDERS[target.provider]
-    available = ort.get_available_providers()
-    if wanted not in available:
-        raise ProviderError(
-            f"the execution provider {target.provider!r} is not available here",
-            got=", ".join(available),
-            want=wanted,
-            fix="pip install onnxruntime-gpu" if target.provider == "cuda" else "reinstall onnxruntime",
-        )
-    return wanted
 
 
 def require_batch(target: Target, specs: Sequence[TensorSpec], *, where: str) -> None:
@@ -197,20 +183,64 @@ def require_batch(target: Target, specs: Sequence[TensorSpec], *, where: str) ->
         )
 
 
-def refuse_fallback(wanted: str, got: Sequence[str], *, where: str) -> None:
-    """Raise where a session runs on other providers than the one that was asked for.
-
-    Raises:
-        ProviderError: ``wanted`` is not the first of ``got``.
-    """
-    if not got or got[0] != wanted:
-        raise ProviderError(
-            f"ONNX Runtime dropped {wanted} without an error",
-            where=where,
-            got=", ".join(got) or "no provider",
-            want=wanted,
-            fix="check that the provider's libraries load (for CUDA: matching CUDA and cuDNN), or change `targets`",
+def _open(
+    model: Path | bytes,
+    options: ort.SessionOptions,
+    target: Target,
+    provider: Provider,
+    without: list[str],
+    *,
+    where: str,
+) -> ort.InferenceSession:
+    """A session on ``provider``, with the CPU behind it for operators that it does not have."""
+    named: list[Any] | None = None
+    if provider.devices:
+        options.add_provider_for_devices(list(provider.devices), provider_options(target))
+    else:
+        named = [(provider.name, provider_options(target))] + [CPU] * (provider.name != CPU)
+    if provider.name != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    file = os.fspath(model) if isinstance(model, Path) else model
+    try:
+        # Without its fallback, which would print the provider's error and go on with the CPU.
+        return ort.InferenceSession(
+            file, options, providers=named, enable_fallback=0, disabled_optimizers=without or None
         )
+    except Exception as e:  # ORT raises a dozen unrelated types, RuntimeException and Fail among them
+        if provider.name != CPU and _loads_on_cpu(file):
+            raise ProviderError(
+                f"{provider.name} cannot open the model: {_first_line(e)}",
+                where=where,
+                got=f"options {target.options}" if target.options else type(e).__name__,
+                want="a model and options that the provider takes; the CPU takes the model",
+            ) from e
+        raise ModelError(
+            f"ONNX Runtime cannot load the model: {_first_line(e)}",
+            where=where,
+            got=type(e).__name__,
+            want=f"an ONNX model that onnxruntime {ort.__version__} can run",
+        ) from e
+
+
+def _loads_on_cpu(model: str | bytes) -> bool:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS["disabled"]
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(model, options, providers=[CPU])
+    except Exception:  # noqa: BLE001  as above; the error to show is the first one
+        return False
+    return True
+
+
+def _placement(session: ort.InferenceSession, target: Target, provider: Provider, *, where: str) -> Placement:
+    """Which nodes run where; empty on the CPU, which has no other to fall back to."""
+    refuse_fallback(provider.name, session.get_providers(), where=where)
+    if provider.name == CPU:
+        return {}
+    placement = placement_of(session)
+    refuse_misplaced(target, provider.name, placement, where=where)
+    return placement
 
 
 def _spec(argument: Any) -> TensorSpec:
@@ -224,4 +254,5 @@ def _spec(argument: Any) -> TensorSpec:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    """The message, without the place in ONNX Runtime's sources that some begin with."""
+    return _SOURCE_PLACE.sub("", str(error).strip().partition("\n")[0])

@@ -30,9 +30,9 @@ from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import versions
 from onnxshrink.core.report import Report
 from onnxshrink.core.store import write_atomically
-from onnxshrink.pipeline import run
+from onnxshrink.pipeline import Leave, run
 from onnxshrink.search.attempt import Task, attempt
-from onnxshrink.search.limits import judge, misses, nearest
+from onnxshrink.search.constraints import judge, misses, nearest
 from onnxshrink.search.pareto import front
 from onnxshrink.search.policy import Known, propose
 from onnxshrink.search.record import Record, objectives
@@ -73,6 +73,7 @@ def fit(
     events: Events | None = None,
     executor: Executor | None = None,
     watch: Callable[[State], None] | None = None,
+    leave: Leave | None = None,
     clock: Clock = time.monotonic,
 ) -> Report:
     """Find the model that keeps every limit of a config's budget, or the nearest misses.
@@ -87,6 +88,7 @@ def fit(
         events: Listener for progress of the final measurements.
         executor: Where trials run; None as ``budget.parallel`` says.
         watch: Told the state after every batch of trials.
+        leave: Writes ``bundle/``; see `onnxshrink.pipeline.run`.
         clock: Seconds since any moment.
 
     Returns:
@@ -129,6 +131,7 @@ def fit(
         runs=runs,
         base=base,
         events=events or Silent(),
+        leave=leave,
         parts=tuple(
             part.model_copy(update={"gates": budget.gates(config.gates)})
             for part in space.together({name_of(trial): trial.point for trial in finalists})

@@ -1,109 +1,150 @@
-"""Limits of a budget against what is known of a trial: kept, broken, or within noise; and the nearest miss."""
+"""The limit that every step must keep, and what measures a step against it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
-from onnxshrink.config.budget import Budget
-from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.report import Metric, Outcome, worst
-from onnxshrink.search.trial import Trial
+from onnxshrink.config.data import Data
+from onnxshrink.config.gates import Gates, Target
+from onnxshrink.core.artifact import Artifact, Facts
+from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.events import Events
+from onnxshrink.core.report import finite
+from onnxshrink.search.checkpoints import Checkpoint, Way
+from onnxshrink.stages.memo import Memo
+from onnxshrink.verify.accuracy import Scores
+from onnxshrink.verify.checkpoints import (
+    Runtime,
+    load_deviations,
+    measure_deviations,
+    measure_scores,
+    save_deviations,
+)
+from onnxshrink.verify.comparison import accuracy_metrics
+from onnxshrink.verify.evidence import load_quality, save_quality
+from onnxshrink.verify.verify import Quality
 
-METRICS: Mapping[str, str] = {
-    "max_size": "size_bytes",
-    "max_compressed_size": "compressed_bytes",
-    "max_peak_memory": "peak_memory_bytes",
-    "max_latency_ratio": "latency_ratio",
-    "max_latency_ms": "latency_p50_ms",
-    "max_accuracy_drop": "accuracy_drop",
-    "min_sqnr_db": "sqnr_db",
-    "max_macs": "macs",
-}
-"""What each limit of a budget limits."""
-
-TIMED = frozenset({"max_latency_ratio", "max_latency_ms", "max_peak_memory"})
-"""Limits that are decided last: by a clock, alone."""
-
-
-def judge(budget: Budget, trial: Trial, *, timed: bool = True) -> dict[str, Outcome]:
-    """What becomes of each limit.
-
-    A limit is passed where the whole interval of its metric keeps it on every target, failed where none of it does or
-    where the metric is missing, and else inconclusive.
-
-    Args:
-        budget: The limits.
-        trial: What is known of a model.
-        timed: Judge what a clock must measure as well; without, such limits are left out.
-    """
-    limits = {name: limit for name, limit in budget.limits.items() if timed or name not in TIMED}
-    return {name: _judge(name, limit, trial) for name, limit in limits.items()}
-
-
-def _judge(name: str, limit: float, trial: Trial) -> Outcome:
-    metrics = [metric for metric in trial.metrics if metric.name == METRICS[name]]
-    if not metrics:
-        return "failed"
-    return worst([_outcome(metric, limit, least=name.startswith("min_")) for metric in metrics])
-
-
-def _outcome(metric: Metric, limit: float, *, least: bool) -> Outcome:
-    if metric.value is None:
-        return "passed" if least and metric.note == IDENTICAL else "failed"
-    lo = metric.value if metric.lo is None else metric.lo
-    hi = metric.value if metric.hi is None else metric.hi
-    if least:
-        return "passed" if lo >= limit else "failed" if hi < limit else "inconclusive"
-    return "passed" if hi <= limit else "failed" if lo > limit else "inconclusive"
+MetricOfLimit: TypeAlias = Literal["sqnr_db", "max_abs_error", "accuracy_drop"]
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
-    """How far a trial is from keeping one limit.
+class Limit:
+    """What every step must keep.
 
     Attributes:
-        limit: The limit's name in the budget.
-        asked: Its value.
-        needed: What it would have to be for the trial to keep it; None where the metric is missing.
-        share: How far off, relative to the limit: 0 is kept, 1 is twice as large as asked.
+        metric: ``sqnr_db`` of the worst output, at least; ``max_abs_error`` of the worst output or ``accuracy_drop``,
+            at most.
+        value: In the metric's unit.
     """
 
-    limit: str
-    asked: float
-    needed: float | None
-    share: float
+    metric: MetricOfLimit
+    value: float
+
+    def is_kept(self, value: float) -> bool:
+        """Whether a measured value keeps the limit; NaN never does."""
+        return value >= self.value if self.metric == "sqnr_db" else value <= self.value
 
 
-def misses(budget: Budget, trial: Trial, *, timed: bool = True) -> tuple[Miss, ...]:
-    """The limits that a trial does not keep, by their point estimates, the worst first."""
-    found = []
-    for name, outcome in judge(budget, trial, timed=timed).items():
-        if outcome == "failed":
-            asked, metric = budget.limits[name], trial.worst(METRICS[name])
-            needed = None if metric is None else metric.value
-            found.append(Miss(name, asked, needed, _share(asked, needed, least=name.startswith("min_"))))
-    return tuple(sorted(found, key=lambda miss: -miss.share))
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step that was measured.
 
-
-def _share(asked: float, needed: float | None, *, least: bool) -> float:
-    if needed is None:
-        return math.inf
-    if least:
-        return 10 ** ((asked - needed) / 20) - 1  # decibels: as a ratio of amplitudes
-    return (needed - asked) / asked if asked else math.inf
-
-
-def nearest(budget: Budget, trials: Sequence[Trial], *, timed: bool = True) -> dict[str, Trial]:
-    """For each limit, the trial that comes nearest to it among those that keep all the others.
-
-    So what is said of ``max_size`` is the smallest model that keeps the accuracy, and of ``max_accuracy_drop`` the most
-    accurate model that fits. A limit that no trial comes near alone has no entry.
+    Attributes:
+        step: Its place among the steps, from 0.
+        name: Its name.
+        value: The limit's metric; None where it is not finite, and the note says why.
+        is_broken: Whether the limit is not kept.
+        output: The worst output, for drift.
+        note: What else there is to say of the value.
     """
-    found: dict[str, Trial] = {}
-    for name in budget.limits:
-        alone = [trial for trial in trials if {miss.limit for miss in misses(budget, trial, timed=timed)} == {name}]
-        if alone:
-            found[name] = min(alone, key=lambda trial: (misses(budget, trial, timed=timed)[0].share, trial.number))
-    return found
+
+    step: int
+    name: str
+    value: float | None
+    is_broken: bool
+    output: str | None = None
+    note: str | None = None
+
+
+Measure: TypeAlias = Callable[[int, Checkpoint], Check]
+"""Measures the step of a place."""
+
+
+def limit_of(
+    gates: Gates, min_sqnr_db: float | None, max_abs_error: float | None, max_accuracy_drop: float | None
+) -> Limit:
+    """The one limit that was asked for, else the config's own: its SQNR gate, or that of the accuracy drop.
+
+    Raises:
+        ConfigError: There is none, or more than one was asked for.
+    """
+    given: tuple[tuple[MetricOfLimit, float | None], ...] = (
+        ("sqnr_db", min_sqnr_db),
+        ("max_abs_error", max_abs_error),
+        ("accuracy_drop", max_accuracy_drop),
+    )
+    asked = [Limit(metric, value) for metric, value in given if value is not None]
+    if not asked and gates.min_sqnr_db is not None:
+        asked = [Limit("sqnr_db", gates.min_sqnr_db)]
+    elif not asked and gates.max_accuracy_drop is not None:
+        asked = [Limit("accuracy_drop", gates.max_accuracy_drop)]
+    if len(asked) != 1:
+        raise ConfigError(
+            "there is no limit that a step could break"
+            if not asked
+            else "a search has one limit, and several are given",
+            got=", ".join(f"{limit.metric} {limit.value:g}" for limit in asked) or None,
+            want="--min-sqnr-db, --max-abs-error or --max-accuracy-drop",
+            fix="give one, such as --min-sqnr-db 30",
+        )
+    return asked[0]
+
+
+def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any, seed: int, events: Events) -> Measure:
+    """What measures a checkpoint; the store keeps what was measured, whatever the limit is."""
+
+    def key(model: Artifact, runtime: Runtime) -> Facts:
+        session = {"target": runtime.target.model_dump(mode="json"), "without": list(runtime.without)}
+        return {"model": model.digest, "data": data_key, "optimization": runtime.optimization, **session}
+
+    def deviation(step: int, at: Checkpoint) -> Check:
+        model, name = at.make(), f"check {at.name}"
+
+        def work(out: Path) -> Facts:
+            progress = partial(events.progress, name)
+            save_deviations(measure_deviations(way.reference, model, at.runtime, data, progress), out)
+            return {}
+
+        whole = {"reference": way.reference.digest, **key(model, at.runtime)}
+        evidence = memo.once(name, "deviations", whole, "evidence", work, uses={way.reference.kind, "onnx"})
+        found = load_deviations(evidence.path)
+        by_sqnr = limit.metric == "sqnr_db"
+        worst = min(found, key=lambda one: one.sqnr_db if by_sqnr else -one.max_abs_error)
+        value = worst.sqnr_db if by_sqnr else worst.max_abs_error
+        note = worst.flaw or ("identical" if worst.max_abs_error == 0 else None)
+        return Check(step, at.name, finite(value), not limit.is_kept(value), worst.output, note)
+
+    def scores(model: Artifact, name: str, runtime: Runtime) -> Scores:
+        def work(out: Path) -> Facts:
+            progress = partial(events.progress, name)
+            save_quality(Quality((), {"": measure_scores(model, runtime, data, progress)}), out)
+            return {}
+
+        evidence = memo.once(name, "scores", key(model, runtime), "evidence", work, uses={"onnx"})
+        return load_quality(evidence.path).scores[""]
+
+    def drop(step: int, at: Checkpoint) -> Check:
+        plain = Runtime(Target(threads=at.runtime.target.threads))
+        original = scores(way.reference, f"score {way.reference_name}", plain)
+        metrics = accuracy_metrics(
+            original, scores(at.make(), f"score {at.name}", at.runtime), target_name="", seed=seed
+        )
+        found = next(metric for metric in metrics if metric.name == "accuracy_drop")
+        broken = found.value is None or not limit.is_kept(found.value)
+        return Check(step, at.name, found.value, broken, note=found.note)
+
+    return drop if limit.metric == "accuracy_drop" else deviation

@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from onnxshrink.config.budget import Budget
 from onnxshrink.search.attempt import Depth, Task
-from onnxshrink.search.limits import judge
+from onnxshrink.search.constraints import judge
 from onnxshrink.search.pareto import Objectives, dominates
 from onnxshrink.search.space import Option, Space
 from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of

@@ -18,7 +18,7 @@ from onnxshrink.config.stages import AnyStage
 from onnxshrink.core.artifact import Artifact, Digest, Facts, Kind, digest_file, digest_json
 from onnxshrink.core.errors import DependencyError, ShrinkError
 from onnxshrink.core.events import Events
-from onnxshrink.core.machine import processor_features, versions
+from onnxshrink.core.machine import ONNX_RUNTIMES, processor_features, versions
 from onnxshrink.core.report import Step
 from onnxshrink.core.store import Entry, Store
 from onnxshrink.runtime.isa import detect_isa
@@ -28,7 +28,7 @@ from onnxshrink.stages.context import Context
 from onnxshrink.stages.source import open_source
 
 _ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
-_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "pillow")
+_ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", *ONNX_RUNTIMES, "onnxscript", "onnxslim", "pillow")
 _TORCH_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch", "torch-pruning")
 
 

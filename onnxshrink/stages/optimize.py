@@ -106,16 +106,37 @@ def optimize(settings: Optimize, source: Artifact, out: Path, ctx: Context) -> F
     }
 
 
+def pass_names() -> tuple[str, ...]:
+    """Every pass, in order."""
+    return tuple(pass_.__name__ for pass_ in PASSES)
+
+
+def optimize_partly(settings: Optimize, source: Artifact, out: Path, ctx: Context, *, n_passes: int) -> Facts:
+    """Write what `optimize` had made of the model after its first ``n_passes`` passes.
+
+    Returns:
+        What each of them did.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model, or there is nothing to run it on.
+    """
+    original = load_model(source.model_path)
+    model, facts = run_passes(original, gather(original, ctx), settings.max_abs_error, ctx, n_passes=n_passes)
+    save_model(model, out)
+    return {"passes": facts}
+
+
 def run_passes(
-    original: onnx.ModelProto, evidence: Evidence, limit: float, ctx: Context
+    original: onnx.ModelProto, evidence: Evidence, limit: float, ctx: Context, *, n_passes: int | None = None
 ) -> tuple[onnx.ModelProto, list[Facts]]:
-    """The model after every pass that could be believed, and what each did."""
+    """The model after every pass that could be believed, or after the first ``n_passes``, and what each did."""
     strict, quantized = _is_valid(original), is_quantized(original)
+    passes = PASSES[:n_passes]
     model, changed = original, list[str]()
     facts: list[Facts] = []
-    for number, pass_ in enumerate(PASSES):
+    for number, pass_ in enumerate(passes):
         name = pass_.__name__
-        ctx.events.progress(ctx.step, number, len(PASSES), name)
+        ctx.events.progress(ctx.step, number, len(passes), name)
         before = model
         try:
             if quantized and pass_ not in SAFE_ON_QUANTIZED:
@@ -129,7 +150,7 @@ def run_passes(
         if fact["outcome"] == "changed":
             changed.append(name)
         facts.append({"name": name, **fact, **_growth(before, model)})
-    ctx.events.progress(ctx.step, len(PASSES), len(PASSES))
+    ctx.events.progress(ctx.step, len(passes), len(passes))
     return model, facts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from onnxshrink.config.data import EntryData
+from onnxshrink.config.metrics import OwnMetric
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import PruneChannels, PruneWeights, Stage, StaticQuantization
@@ -12,6 +13,7 @@ from onnxshrink.config.training import AttentionTransfer, EntryLoss, FeatureHint
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.affinity import require_cores
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import require_batch, require_provider
@@ -29,6 +31,7 @@ def preflight(config: RunConfig) -> None:
     _refuse_misfits(config)
     for target in config.targets:
         require_provider(target)
+        require_cores(target)
     for entry in _entries(config):
         require_entry(entry)
     for training in _trainings(stages):
@@ -73,6 +76,7 @@ def _entries(config: RunConfig) -> list[str]:
         entries += [loss.entry for loss in learning.losses if isinstance(loss, EntryLoss)]
     roles = (config.data.train, config.data.calibration, config.data.evaluation)
     entries += [data.entry for data in roles if isinstance(data, EntryData)]
+    entries += [data.metric.entry for data in roles if data and isinstance(data.metric, OwnMetric)]
     return list(dict.fromkeys(entries))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from onnxshrink.config.data import Role
+from onnxshrink.config.data import NpyData, NpzData, Role
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate
+from onnxshrink.core.tensors import LABELS, LIKE_LABELS
+from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
+from onnxshrink.verify.kernel_error import find_kernel_error
 from onnxshrink.verify.noise import find_noise, loses
+from onnxshrink.verify.times import find_waiting
 from onnxshrink.verify.verify import Row, measure_latency
 
 
@@ -34,12 +38,47 @@ def unproven(config: RunConfig, data_key: Callable[[Role], Any]) -> Iterator[str
             yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
 
 
+def unlabelled(config: RunConfig, inputs: Collection[str]) -> Iterator[str]:
+    """An array that holds the labels under another name, by all appearances, where no metric asks for any.
+
+    Args:
+        config: The run.
+        inputs: Names of the model's inputs.
+    """
+    data = config.data.evaluation
+    if data is None or data.metric is not None or not isinstance(data, NpzData | NpyData):
+        return
+    names = zipped_arrays(data.npz) if isinstance(data, NpzData) else data.npy
+    found = [name for name in names if name.lower() in LIKE_LABELS and name not in {*inputs, *data.rename}]
+    if LABELS not in names and len(found) == 1:
+        yield (
+            f"accuracy was not measured: the array {found[0]!r} of the evaluation data is not used; if it holds the "
+            f"labels, name it {LABELS!r} (`rename: {{{found[0]}: {LABELS}}}`) and set a metric"
+        )
+
+
+def guessing(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Where the model that the user brought is no better than chance, on any target."""
+    for candidate in candidates[:1]:
+        for metric in candidate.metrics:
+            if metric.name in ("top1", "top5") and metric.value is not None and metric.note:
+                yield (
+                    f"{candidate.name}: {metric.name} of {metric.value:.1%} is {metric.note}: the labels or the "
+                    "preprocessing may be wrong, or the samples are too few"
+                )
+
+
 def noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """The variants that are far from their reference, where no gate of the user's says how far is too far."""
+    """The variants that are far from their reference, where no gate of the user's says how far is too far.
+
+    Whatever the gates say: those whose kernels, and not their quantization, take them there.
+    """
     chains = dict(config.branches())
     for candidate in candidates:
-        if candidate.name in chains and config.gates.min_sqnr_db is None:
-            yield from find_noise(candidate, chains[candidate.name])
+        if candidate.name in chains:
+            yield from find_kernel_error(candidate, chains[candidate.name])
+            if config.gates.min_sqnr_db is None:
+                yield from find_noise(candidate, chains[candidate.name])
 
 
 def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate], events: Events) -> Iterator[str]:
@@ -71,6 +110,14 @@ def unpaid(config: RunConfig, rows: Sequence[Row], measured: Sequence[Candidate]
         texts = list(idle_cuts(candidate, base, beside[row.reference] if original else reference.metrics))
         said |= {row.reference} if texts else set()
         yield from texts
+
+
+def disturbed(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Where wall time and CPU time part: something else had the processor while latency was measured."""
+    for target in config.targets:
+        if target.provider == "cpu":
+            for candidate in candidates:
+                yield from find_waiting(candidate, target)
 
 
 def undecided(candidates: Sequence[Candidate]) -> Iterator[str]:

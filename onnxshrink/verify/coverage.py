@@ -15,7 +15,7 @@ import onnx
 
 from onnxshrink.config.gates import Target
 from onnxshrink.config.stages import Isa
-from onnxshrink.core.errors import ModelError
+from onnxshrink.core.errors import ModelError, ProviderError
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.runtime.isa import detect_isa
@@ -75,7 +75,7 @@ def audit(
     target: Target | None = None,
     *,
     batch: Batch | None = None,
-    optimization: Optimization = "all",
+    optimization: Optimization | None = None,
     isa: Isa | None = None,
 ) -> Coverage:
     """Open a session, read the graph that it runs, and count.
@@ -86,7 +86,7 @@ def audit(
         path: The ``.onnx`` file.
         target: Where it runs; the CPU by default.
         batch: One inference's inputs; seeded noise at several axis lengths by default.
-        optimization: The session's level; ``all`` is what a session has by default.
+        optimization: The session's level; the target's by default.
         isa: The processor's instruction set, for the causes; this machine's by default.
 
     Raises:
@@ -94,6 +94,7 @@ def audit(
         ProviderError: The target's provider is not there.
     """
     target = target or Target()
+    optimization = optimization or target.optimization
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         saved = Path(folder) / _FILE
         session = Session(path, target, optimization=optimization, config=_CONFIG, save_optimized=saved, name=str(path))
@@ -127,7 +128,7 @@ def work_metrics(path: Path, target: Target, batch: Batch, *, quantized: bool) -
     float_share = Metric("integer_coverage", 0.0, "ratio", target=target.name)
     try:
         coverage = audit(path, target, batch=batch)
-    except ModelError as e:
+    except (ModelError, ProviderError) as e:  # a provider that compiles its nodes does not show them
         macs = Metric("macs", None, "count", target=target.name, note=e.what)
         return macs, replace(float_share, value=None, note=e.what) if quantized else float_share
     note = coverage.note if coverage.macs else "the model has no multiply-accumulates"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxshrink.core.drift import IDENTICAL, Drift
 from onnxshrink.core.errors import DataError, ModelError
@@ -13,6 +14,79 @@ from onnxshrink.core.report import Metric, finite
 from onnxshrink.data.batching import n_samples
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
+from onnxshrink.verify.kernel_error import split_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two models' outputs have to do with each other.
+
+    Attributes:
+        metrics: For each output of the reference: ``max_abs_error``, ``mean_abs_error``, ``rmse_error``, ``sqnr_db``,
+            ``psnr_db``, ``cosine`` and ``relative_l2``; ``top1_agreement`` and ``top5_agreement`` for 2-D outputs with
+            several columns, and more than five; ``kl_divergence`` for probabilities, else ``softmax_kl`` for such 2-D
+            outputs; ``quantization_sqnr_db`` and ``kernel_sqnr_db`` where the candidate was run in float as well.
+            Outputs without any difference have no finite ``sqnr_db``: its value is None and its note ``identical``.
+            Where inputs were cast, the other notes say so.
+        worst_samples: For each output whose axis 0 is the samples, those with the largest relative error, as plain
+            JSON: ``sample``, ``relative_l2``, ``max_abs_error``, ``sqnr_db``; None for what has no finite value.
+        partner: The candidate's output for each of the reference's.
+    """
+
+    metrics: tuple[Metric, ...]
+    worst_samples: dict[str, list[dict[str, Any]]]
+    partner: dict[str, str]
+
+
+def compare_outputs(
+    reference: Session,
+    candidate: Session,
+    reader: Reader,
+    target_name: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    literal: Session | None = None,
+) -> Comparison:
+    """Run the models on every sample, once, and compare their outputs, in memory that does not grow with the samples.
+
+    Args:
+        reference: The float model.
+        candidate: The model under test, opened ``like`` the reference's inputs where its own differ.
+        reader: Samples for both, of the candidate's `inputs`.
+        target_name: The execution target the sessions run on.
+        progress: Told the samples done and their total after each batch.
+        literal: The candidate run in float, see `open_literal`, to split drift in quantization and kernel error.
+
+    Raises:
+        DataError: The reader is empty.
+        ModelError: The models' outputs do not match.
+    """
+    partner = match_outputs(_names(reference), _names(candidate), where=candidate.name)
+    total, quantization, kernel = ({name: Drift(name) for name in partner} for _ in range(3))
+    done = 0
+    for batch in reader:
+        expected, got = reference.run(batch), candidate.run(batch)
+        between = literal.run(batch) if literal else {}
+        for name, own in partner.items():
+            total[name] = total[name].update(expected[name], got[own])
+            if literal:
+                quantization[name] = quantization[name].update(expected[name], between[own])
+                kernel[name] = kernel[name].update(between[own], got[own])
+        done += n_samples(batch, candidate.inputs)
+        if progress:
+            progress(done, len(reader))
+    if not done:
+        raise DataError("there are no samples to compare the models on", where=reader.where, want="at least one sample")
+    metrics = [metric for drift in total.values() for metric in drift_metrics(drift, target_name, done)]
+    if literal:
+        metrics += [
+            metric for name in partner for metric in split_metrics(quantization[name], kernel[name], target_name)
+        ]
+    return Comparison(
+        tuple(replace(metric, note=metric.note or candidate.interface.note) for metric in metrics),
+        {name: _worst_samples(drift) for name, drift in total.items() if drift.n_rows == done},
+        partner,
+    )
 
 
 def measure_drift(
@@ -22,37 +96,8 @@ def measure_drift(
     target_name: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Metric, ...]:
-    """Run both models on every sample and compare their outputs, in memory that does not grow with the samples.
-
-    Args:
-        reference: The float model.
-        candidate: The model under test, opened ``like`` the reference's inputs where its own differ.
-        reader: Samples for both, of the candidate's `inputs`.
-        target_name: The execution target the sessions run on.
-        progress: Told the samples done and their total after each batch.
-
-    Returns:
-        For each output of the reference ``max_abs_error``, ``mean_abs_error``, ``sqnr_db``, ``cosine``, ``relative_l2``
-        and, for 2-D outputs with several columns, ``top1_agreement``. Outputs without any difference have no finite
-        ``sqnr_db``: its value is None and its note ``identical``. Where inputs were cast, the other notes say so.
-
-    Raises:
-        DataError: The reader is empty.
-        ModelError: The models' outputs do not match.
-    """
-    partner = match_outputs(_names(reference), _names(candidate), where=candidate.name)
-    drifts = {name: Drift(name) for name in partner}
-    done = 0
-    for batch in reader:
-        expected, got = reference.run(batch), candidate.run(batch)
-        drifts = {name: drift.update(expected[name], got[partner[name]]) for name, drift in drifts.items()}
-        done += n_samples(batch, candidate.inputs)
-        if progress:
-            progress(done, len(reader))
-    if not done:
-        raise DataError("there are no samples to compare the models on", where=reader.where, want="at least one sample")
-    metrics = (metric for drift in drifts.values() for metric in drift_metrics(drift, target_name, done))
-    return tuple(replace(metric, note=metric.note or candidate.interface.note) for metric in metrics)
+    """The metrics of `compare_outputs`, with the same arguments and errors."""
+    return compare_outputs(reference, candidate, reader, target_name, progress).metrics
 
 
 def match_outputs(reference: Sequence[str], candidate: Sequence[str], *, where: str) -> dict[str, str]:
@@ -78,23 +123,44 @@ def drift_metrics(drift: Drift, target_name: str, n_samples: int) -> tuple[Metri
     """The measures of one output as metrics; one whose values are not finite has none, and says why."""
     worst = f"worst at sample {drift.worst_row}" if drift.max_abs and drift.n_rows == n_samples else None
     silent = None if math.isfinite(drift.cosine) else "one side is all zeros"
-    measures = (
+    flat = "the reference is constant" if drift.psnr_db == -math.inf else None
+    measures = [
         ("max_abs_error", drift.max_abs, "", worst),
         ("mean_abs_error", drift.mean_abs, "", None),
+        ("rmse_error", drift.rmse, "", None),
         ("sqnr_db", drift.sqnr_db, "dB", IDENTICAL if drift.sqnr_db == math.inf else silent),
+        ("psnr_db", drift.psnr_db, "dB", IDENTICAL if drift.psnr_db == math.inf else flat),
         ("cosine", drift.cosine, "", silent),
         ("relative_l2", drift.relative_l2, "ratio", silent),
-    )
+    ]
+    divergences = (("kl_divergence", drift.kl_divergence), ("softmax_kl", drift.softmax_kl))
+    measures += [(name, value, "nats", None) for name, value in divergences if value is not None]
     metrics = [Metric(name, finite(value), unit, note=note) for name, value, unit, note in measures]
-    if drift.top1_agreement is not None:
-        lo, hi = wilson_interval(drift.n_agreed, drift.n_ranked)
-        metrics.append(Metric("top1_agreement", drift.top1_agreement, "ratio", lo, hi))
+    shares = (
+        ("top1_agreement", drift.top1_agreement, drift.n_agreed),
+        ("top5_agreement", drift.top5_agreement, drift.n_among_five),
+    )
+    for name, share, count in shares:
+        if share is not None:
+            metrics.append(Metric(name, share, "ratio", *wilson_interval(count, drift.n_ranked)))
     return tuple(
         replace(metric, target=target_name, output=drift.output)
         if drift.flaw is None
         else Metric(metric.name, None, metric.unit, target=target_name, output=drift.output, note=drift.flaw)
         for metric in metrics
     )
+
+
+def _worst_samples(drift: Drift) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample": row.row,
+            "relative_l2": finite(row.relative_l2),
+            "max_abs_error": finite(row.max_abs),
+            "sqnr_db": finite(row.sqnr_db),
+        }
+        for row in drift.worst
+    ]
 
 
 def _names(session: Session) -> list[str]:

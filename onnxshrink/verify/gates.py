@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxshrink.config.gates import Gates, Select, Target
-from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.report import Candidate, Metric, Outcome, Verdict
+from onnxshrink.core.intervals import samples_to_decide
+from onnxshrink.core.report import Candidate, Metric, Verdict
+from onnxshrink.verify.drift_gates import judge_agreement, judge_error, judge_sqnr
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +36,20 @@ class _Rule:
 
 _PAIRS = ("latency_pairs", "pairs")
 _RULES = {
-    "max_accuracy_drop": _Rule(
-        "accuracy_drop", "accuracy drop", 1.0, "", ("evaluation_samples", "samples"), "add evaluation samples"
-    ),
+    "max_accuracy_drop": _Rule("accuracy_drop", "accuracy drop"),
     "max_size": _Rule("size_bytes", "model size", 1.0, " bytes"),
     "max_latency_ratio": _Rule("latency_ratio", "latency ratio", 1.0, "", _PAIRS, "raise latency_seconds"),
     "max_latency_ms": _Rule("latency_p50_ms", "p50 latency", 1.0, " ms", _PAIRS, "raise latency_seconds"),
+    "max_peak_memory": _Rule(
+        "peak_memory_bytes", "peak memory", 1.0, " bytes", remedy="some processes took more, and some less"
+    ),
 }
 
 
+_LATENCY_GATES = ("max_latency_ratio", "max_latency_ms", "max_peak_memory")
 _GATES = (
-    "max_accuracy_drop", "min_sqnr_db", "max_size", "max_latency_ratio", "max_latency_ms", "min_integer_coverage",
+    "max_accuracy_drop", "min_sqnr_db", "max_abs_error", "min_top1_agreement", "max_size", "max_latency_ratio",
+    "max_latency_ms", "max_peak_memory", "min_integer_coverage",
 )  # fmt: skip
 
 
@@ -67,12 +72,10 @@ def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) ->
         limit = getattr(gates, gate)
         if limit is None:
             continue
-        for target in [None] if gate == "max_size" else [target.name for target in targets]:
+        measured = [target.name for target in targets if target.latency or gate not in _LATENCY_GATES]
+        for target in [None] if gate == "max_size" else measured:
             mine = [metric for metric in metrics if metric.target == target]
-            if gate == "min_integer_coverage":
-                verdict = _judge_coverage(limit, mine)
-            else:
-                verdict = _judge_sqnr(limit, mine) if gate == "min_sqnr_db" else _judge_most(gate, limit, mine)
+            verdict = _judge(gate, limit, mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
     return tuple(verdicts)
 
@@ -113,6 +116,20 @@ def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | No
     return winner.name, _why(winner, criterion, n_fit=len(fit), n_variants=len(variants))
 
 
+def _judge(gate: str, limit: Any, metrics: Sequence[Metric]) -> Verdict:
+    match gate:
+        case "min_sqnr_db":
+            return judge_sqnr(limit, metrics)
+        case "max_abs_error":
+            return judge_error(limit, metrics)
+        case "min_top1_agreement":
+            return judge_agreement(limit, metrics)
+        case "min_integer_coverage":
+            return _judge_coverage(limit, metrics)
+        case _:
+            return _judge_most(gate, limit, metrics)
+
+
 def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
     rule = _RULES[gate]
     metric = next((metric for metric in metrics if metric.name == rule.metric), None)
@@ -121,6 +138,8 @@ def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
         return Verdict(gate, limit, "failed", f"{rule.label} has no value: {why}")
     if metric.unit == "ratio" and gate == "max_accuracy_drop":
         rule = replace(rule, scale=100.0, unit=" points")
+    if gate == "max_accuracy_drop":
+        return _judge_drop(limit, metric, rule, metrics)
     lo, hi = (metric.value if end is None else end for end in (metric.lo, metric.hi))
     found, wanted = f"{rule.label} {_said(metric, rule)}", f"the limit of {_figure(limit, rule)}{rule.unit}"
     if hi <= limit:
@@ -132,22 +151,20 @@ def _judge_most(gate: str, limit: float, metrics: Sequence[Metric]) -> Verdict:
     return Verdict(gate, limit, "inconclusive", f"{found} straddles {wanted}: {cannot}{rule.remedy}")
 
 
-def _judge_sqnr(limit: float, metrics: Sequence[Metric]) -> Verdict:
-    """The output with the lowest SQNR decides; identical outputs pass."""
-    gate, outputs = "min_sqnr_db", [metric for metric in metrics if metric.name == "sqnr_db"]
-    if not outputs:
-        return Verdict(gate, limit, "failed", "SQNR has no value: it was not measured")
-    broken = next((m for m in outputs if m.value is None and m.note != IDENTICAL), None)
-    if broken:
-        return Verdict(gate, limit, "failed", f"SQNR of output {broken.output!r} has no value: {broken.note}")
-    finite = [(metric.value, metric) for metric in outputs if metric.value is not None]
-    if not finite:
-        return Verdict(gate, limit, "passed", "outputs are identical to the reference's")
-    value, metric = min(finite, key=lambda pair: pair[0])
-    outcome: Outcome = "passed" if value >= limit else "failed"
-    compared = "keeps" if value >= limit else "is below"
-    reason = f"SQNR {value:.1f} dB of output {metric.output!r} {compared} the limit of {limit:g} dB"
-    return Verdict(gate, limit, outcome, reason)
+def _judge_drop(limit: float, metric: Metric, rule: _Rule, metrics: Sequence[Metric]) -> Verdict:
+    """In the words of a comparison that is to show that nothing much was lost."""
+    gate, value = "max_accuracy_drop", metric.value or 0.0
+    lo, hi = (value if end is None else end for end in (metric.lo, metric.hi))
+    found = f"{rule.label} {_said(metric, rule)}"
+    claim = f"worse by more than {_figure(limit, rule)}{rule.unit} is"
+    if hi <= limit:
+        return Verdict(gate, limit, "passed", f"{found}: not {claim} shown")
+    if lo > limit:
+        return Verdict(gate, limit, "failed", f"{found}: {claim} shown")
+    n = next((int(m.value) for m in metrics if m.name == "evaluation_samples" and m.value), None)
+    said = f"{found}: not {claim} not shown" + (f" by {n:,} samples" if n else "")
+    enough = samples_to_decide(value, (lo, hi), limit, n) if n else None
+    return Verdict(gate, limit, "inconclusive", said + (f"; about {enough:,} would decide it" if enough else ""))
 
 
 def _judge_coverage(limit: float, metrics: Sequence[Metric]) -> Verdict:
@@ -178,7 +195,7 @@ def _said(metric: Metric, rule: _Rule) -> str:
 
 
 def _figure(value: float, rule: _Rule) -> str:
-    if rule.metric == "size_bytes":
+    if rule.unit == " bytes":
         return f"{value:,.0f}"
     return f"{value * rule.scale:.2f}" if rule.scale > 1 else f"{value:.4g}"
 

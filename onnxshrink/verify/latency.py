@@ -6,6 +6,10 @@ each pair: whatever slows the machine meets both alike, and the ratio stays righ
 Where a session's memory happens to lie makes it some tenths of a percent faster or slower for as long as it lives, and
 no number of pairs shows that. So pairs come in rounds, each with freshly opened sessions, and the interval follows from
 how the rounds differ (Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013).
+
+Who stops measuring as soon as the result is the one looked for finds it too often. So measuring ends early for its
+precision alone, whatever the ratio is; and where a gate is worth more time, the looks in between are held to a stricter
+measure.
 """
 
 from __future__ import annotations
@@ -15,83 +19,37 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from onnxshrink.core.intervals import Floats, Interval, bootstrap, percentile_interval
-from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch
+from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session
+from onnxshrink.verify.times import PairedTimes
 
 Run: TypeAlias = Callable[[], object]
 Clock: TypeAlias = Callable[[], int]
-Row: TypeAlias = tuple[float, float]
+Time: TypeAlias = tuple[float, float]
+"""Wall time and CPU time of one call, in nanoseconds."""
+Row: TypeAlias = tuple[Time, Time]
+"""Of the reference and of the candidate."""
 
 PATIENCE = 4.0
 """How many times the asked time is spent before a gate is left undecided."""
-
-PRECISE_RATIO = 0.01
-"""Measuring ends early once the ratio is known to plus or minus this share of itself."""
 
 MIN_ROUNDS = 6
 """Fewer give no useful interval, so slow models take these even when the time is up."""
 
 MAX_ROUNDS = 60
+_FIRST_CHECK = 9
+"""Rounds before measuring may end early: the spread of fewer is so uncertain that intervals taken because they look
+narrow miss the truth too often."""
 _PLANNED_ROUNDS = 12
 _MAX_PAIRS = 100
-_CHECK_GROWTH = 1.15
 _SAMPLE_NS = 50_000
 _WARM_UP_WINDOW = 5
-_SEED = 0
-
-
-@dataclass(frozen=True, eq=False)
-class PairedTimes:
-    """Times of one call of each model, pair by pair.
-
-    Attributes:
-        reference_ns: ``(n_rounds, n_pairs)`` float64, nanoseconds for one call of the reference.
-        candidate_ns: The same of the candidate.
-        inner_calls: Each time is the mean of this many calls in a row, long enough for the clock.
-    """
-
-    reference_ns: Floats
-    candidate_ns: Floats
-    inner_calls: int = 1
-
-    @property
-    def ratio(self) -> float:
-        """Median of the candidate over median of the reference; below 1 the candidate is faster."""
-        return float(np.median(self.candidate_ns) / np.median(self.reference_ns))
-
-    @cached_property
-    def draws(self) -> Floats:
-        """``(2, 2, r)``: bootstrap draws of (p50, p95) of (reference, candidate), rounds resampled."""
-        columns = np.stack([self.reference_ns, self.candidate_ns])
-        return bootstrap(columns, partial(np.quantile, q=(0.5, 0.95), axis=(-2, -1)), seed=_SEED, n_resamples=1000)
-
-    @cached_property
-    def ratio_interval(self) -> Interval:
-        """Interval of `ratio`."""
-        reference, candidate = self.draws[0]
-        return self.interval(candidate / reference)
-
-    def interval(self, draws: Floats) -> Interval:
-        """Interval from draws over this measurement's rounds."""
-        return percentile_interval(draws, len(self.reference_ns))
-
-    def is_precise(self) -> bool:
-        """True once `ratio_interval` is narrow."""
-        lo, hi = self.ratio_interval
-        return (hi - lo) / 2 < PRECISE_RATIO * self.ratio
-
-    def decides(self, max_ratio: float | None, max_ms: float | None) -> bool:
-        """True if each limit that is given lies outside its interval."""
-        limits = ((max_ratio, self.ratio_interval), (max_ms, self.interval(self.draws[0, 1] / 1e6)))
-        return not any(limit is not None and lo <= limit < hi for limit, (lo, hi) in limits)
 
 
 def measure_pairs(
@@ -101,14 +59,15 @@ def measure_pairs(
     seconds: float,
     rng: np.random.Generator,
     clock: Clock = time.perf_counter_ns,
+    cpu_clock: Clock = time.thread_time_ns,
     max_ratio: float | None = None,
     max_ms: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> PairedTimes:
     """Time two models in interleaved pairs until their ratio is known.
 
-    Rounds are added until the ratio is precise and no limit lies inside its interval; else until ``seconds`` are over;
-    else, for a limit still inside, up to `PATIENCE` times as long. Outliers are kept.
+    Rounds are added until the ratio is precise, else until ``seconds`` are over; with a limit that is not told apart
+    by then, until it is, up to `PATIENCE` times as long. Outliers are kept.
 
     Args:
         open_reference: Opens the reference anew and gives what runs one inference.
@@ -116,6 +75,7 @@ def measure_pairs(
         seconds: Time to spend, opening included, where no limit needs more.
         rng: Draws the order within each round and pair.
         clock: Nanoseconds since any moment; never steps back.
+        cpu_clock: Nanoseconds that were computed: of the calling thread, or of the process where others compute too.
         max_ratio: Limit that candidate / reference must be told apart from.
         max_ms: Limit, in milliseconds, that the candidate's median must be told apart from.
         progress: Told the seconds spent after each round.
@@ -126,59 +86,39 @@ def measure_pairs(
     round_ns = seconds * 1e9 / _PLANNED_ROUNDS
     inner_calls = n_pairs = 0
     rounds: list[list[Row]] = []
-    check_at = MIN_ROUNDS
+    warm_ups: list[_WarmUp] = []
+    clocks = clock, cpu_clock
     start = clock()
     while True:
         runs = _open(open_reference, open_candidate, candidate_first=rng.random() < 0.5)
-        warm = _warm_up(runs, clock, round_ns)
+        warm = _warm_up(runs, clocks, round_ns)
+        warm_ups.append(warm)
         if not rounds:
-            inner_calls = math.ceil(_SAMPLE_NS / max(min(warm), 1.0))
-            n_pairs = max(1, min(_MAX_PAIRS, int(round_ns / max(sum(warm) * inner_calls, 1.0))))
+            inner_calls = math.ceil(_SAMPLE_NS / max(min(warm.ns), 1.0))
+            n_pairs = max(1, min(_MAX_PAIRS, int(round_ns / max(sum(warm.ns) * inner_calls, 1.0))))
         rounds.append(
-            [_time_pair(runs, inner_calls, clock, candidate_first=flip < 0.5) for flip in rng.random(n_pairs)]
+            [_time_pair(runs, inner_calls, clocks, candidate_first=flip < 0.5) for flip in rng.random(n_pairs)]
         )
         del runs  # the next round opens its own: two models in memory, not four
         elapsed = (clock() - start) / 1e9
         if progress:
             progress(elapsed)
-        is_over = elapsed >= PATIENCE * seconds or len(rounds) >= MAX_ROUNDS
-        if len(rounds) < (MIN_ROUNDS if is_over else check_at):
+        if len(rounds) < (MIN_ROUNDS if elapsed >= seconds else _FIRST_CHECK):
             continue
-        check_at = math.ceil(len(rounds) * _CHECK_GROWTH)
-        reference, candidate = np.moveaxis(np.asarray(rounds, dtype=np.float64), -1, 0)
-        times = PairedTimes(reference, candidate, inner_calls)
-        if is_over or ((elapsed >= seconds or times.is_precise()) and times.decides(max_ratio, max_ms)):
+        times = _paired(rounds, inner_calls, warm_ups)
+        if elapsed >= PATIENCE * seconds or len(rounds) >= MAX_ROUNDS:
             return times
-
-
-def latency_metrics(times: PairedTimes, *, target_name: str) -> tuple[Metric, ...]:
-    """A measurement as metrics, with 95% bootstrap intervals over rounds.
-
-    Returns:
-        ``latency_p50_ms``, ``latency_p95_ms``, ``reference_latency_p50_ms``, ``latency_ratio`` (of the p50s), and
-        ``latency_pairs``, the number of pairs.
-    """
-    note = f"each time is the mean of {times.inner_calls} calls" if times.inner_calls > 1 else None
-    (reference_p50, candidate_p50), (_, candidate_p95) = times.draws / 1e6
-    rows = (
-        ("latency_p50_ms", np.median(times.candidate_ns) / 1e6, "ms", times.interval(candidate_p50)),
-        ("latency_p95_ms", np.quantile(times.candidate_ns, 0.95) / 1e6, "ms", times.interval(candidate_p95)),
-        ("reference_latency_p50_ms", np.median(times.reference_ns) / 1e6, "ms", times.interval(reference_p50)),
-        ("latency_ratio", times.ratio, "ratio", times.ratio_interval),
-    )
-    return (
-        *(Metric(name, float(value), unit, *ends, target=target_name, note=note) for name, value, unit, ends in rows),
-        Metric("latency_pairs", float(times.candidate_ns.size), "count", target=target_name),
-    )
+        if (elapsed >= seconds or times.is_precise()) and times.decides(max_ratio, max_ms):
+            return times
 
 
 def runner(session: Session, batch: Batch) -> Run:
     """One inference of ``session`` on ``batch``, as a callable.
 
-    On CUDA inputs and outputs are bound, so that the network is timed without its copies; on the CPU it is called as an
-    application calls it.
+    On CUDA inputs and outputs are bound, so that the network is timed without its copies, unless the target asks for
+    them; it returns when the device is done. On the CPU it is called as an application calls it.
     """
-    if session.target.provider == "cuda":
+    if memory_of(session.target)[0] != "cpu" and session.target.copies == "excluded":
         return partial(session.run_bound, session.bind(batch))
     return session.call(batch)
 
@@ -204,34 +144,59 @@ def _open(
     return open_reference(), open_candidate()
 
 
-def _warm_up(runs: tuple[Run, Run], clock: Clock, limit_ns: float) -> Row:
-    """Run both until they no longer get faster or the time is up; returns what a call of each then takes."""
-    rows: list[Row] = []
+class _WarmUp(NamedTuple):
+    """What a round began with: wall time of a call of reference and candidate, pairs run, and how it ended."""
+
+    ns: tuple[float, float]
+    pairs: int
+    is_stable: bool
+
+
+def _warm_up(runs: tuple[Run, Run], clocks: tuple[Clock, Clock], limit_ns: float) -> _WarmUp:
+    """Run both until they no longer get faster or the time is up."""
+    rows: list[tuple[float, float]] = []
+    clock = clocks[0]
     start = clock()
     while True:
-        rows.append(_time_pair(runs, 1, clock, candidate_first=bool(len(rows) % 2)))
-        reference, candidate = np.median(rows[-_WARM_UP_WINDOW:], axis=0)
+        (reference_ns, _), (candidate_ns, _) = _time_pair(runs, 1, clocks, candidate_first=bool(len(rows) % 2))
+        rows.append((reference_ns, candidate_ns))
+        now = np.median(rows[-_WARM_UP_WINDOW:], axis=0)
+        is_stable = False
         if len(rows) >= 2 * _WARM_UP_WINDOW:
             before = np.median(rows[-2 * _WARM_UP_WINDOW : -_WARM_UP_WINDOW], axis=0)
-            if (np.array([reference, candidate]) >= 0.98 * before).all():
-                break
-        if clock() - start >= limit_ns:
-            break
-    return float(reference), float(candidate)
+            is_stable = bool((now >= 0.98 * before).all())
+        if is_stable or clock() - start >= limit_ns:
+            return _WarmUp((float(now[0]), float(now[1])), len(rows), is_stable)
 
 
-def _time_pair(runs: tuple[Run, Run], inner_calls: int, clock: Clock, *, candidate_first: bool) -> Row:
-    """Nanoseconds per call of reference and candidate."""
+def _paired(rounds: list[list[Row]], inner_calls: int, warm_ups: list[_WarmUp]) -> PairedTimes:
+    (reference, reference_cpu), (candidate, candidate_cpu) = np.moveaxis(np.asarray(rounds, np.float64), (2, 3), (0, 1))
+    return PairedTimes(
+        reference,
+        candidate,
+        reference_cpu,
+        candidate_cpu,
+        inner_calls,
+        warm_up_pairs=tuple(warm.pairs for warm in warm_ups),
+        n_unstable=sum(not warm.is_stable for warm in warm_ups),
+    )
+
+
+def _time_pair(runs: tuple[Run, Run], inner_calls: int, clocks: tuple[Clock, Clock], *, candidate_first: bool) -> Row:
+    """Both times of a call of reference and candidate."""
     reference, candidate = runs
     if candidate_first:
-        ns = _time(candidate, inner_calls, clock)
-        return _time(reference, inner_calls, clock), ns
-    return _time(reference, inner_calls, clock), _time(candidate, inner_calls, clock)
+        first = _time(candidate, inner_calls, clocks)
+        return _time(reference, inner_calls, clocks), first
+    return _time(reference, inner_calls, clocks), _time(candidate, inner_calls, clocks)
 
 
-def _time(run: Run, inner_calls: int, clock: Clock) -> float:
+def _time(run: Run, inner_calls: int, clocks: tuple[Clock, Clock]) -> Time:
+    clock, cpu_clock = clocks
     calls = range(inner_calls)
+    cpu_start = cpu_clock()  # outside: it takes ten times as long as the other to read
     start = clock()
     for _ in calls:
         run()
-    return (clock() - start) / inner_calls
+    ns = clock() - start
+    return ns / inner_calls, (cpu_clock() - cpu_start) / inner_calls

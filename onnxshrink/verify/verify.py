@@ -5,9 +5,11 @@ Quality may be kept and measured in parallel; latency is measured anew in every 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,15 +22,20 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.runtime.affinity import on_cores
 from onnxshrink.runtime.graph import input_specs, is_quantized, load_model
 from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.parity import random_batch
+from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session, require_batch
-from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
+from onnxshrink.verify.accuracy import Scores, score
+from onnxshrink.verify.comparison import accuracy_details, accuracy_metrics
 from onnxshrink.verify.coverage import work_metrics
-from onnxshrink.verify.drift import measure_drift
+from onnxshrink.verify.drift_evidence import DriftEvidence
 from onnxshrink.verify.footprint import measure_footprint
-from onnxshrink.verify.latency import PATIENCE, Run, latency_metrics, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.latency import PATIENCE, Run, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.startup import measure_startup
+from onnxshrink.verify.times import CpuClock, latency_metrics
 
 Role: TypeAlias = Literal["original", "reference", "variant"]
 
@@ -102,20 +109,20 @@ def measure_quality(
         ModelError: A model cannot be run, or its outputs do not match the reference's.
         ProviderError: A target's provider is not there.
     """
-    metrics, scores = list(measure_footprint(artifact.model_path)), {}
+    metrics, scores, accuracy = list(measure_footprint(artifact.model_path)), {}, {}
     metrics += _work(artifact, reference, config)
     data = config.data.evaluation
     if data is None:
         return Quality(tuple(metrics))
+    drift = DriftEvidence(artifact.model_path) if role == "variant" else None
     for target in config.targets:
         expected = Session(reference.model_path, target) if role == "variant" else None
         candidate = Session(artifact.model_path, target, like=expected.inputs if expected else None)
-        if expected:
-            metrics += measure_drift(
+        if expected and drift:
+            metrics += drift.measure(
                 expected,
                 candidate,
                 open_reader(data, candidate.inputs, batch_size=_BATCH_SIZE),
-                target.name,
                 _progress(events, name, f"drift on {target.name}"),
             )
         if data.metric:
@@ -127,7 +134,10 @@ def measure_quality(
             )
             original = original_scores[target.name] if original_scores else None
             metrics += accuracy_metrics(original, scores[target.name], target_name=target.name, seed=config.seed)
-    return Quality(tuple(metrics), scores)
+            accuracy[target.name] = accuracy_details(original, scores[target.name])
+    return Quality(
+        tuple(metrics), scores, (drift.details if drift else {}) | ({"accuracy": accuracy} if accuracy else {})
+    )
 
 
 def measure_latency(
@@ -144,15 +154,22 @@ def measure_latency(
         config: Data, targets, gates and seed; a gate that is hard to decide is measured longer for.
         events: Told of progress, as ``verify/<name>``: milliseconds of the longest time it may take.
 
+    Returns:
+        Metrics, and as ``details["latency"]`` by target what was measured under which conditions, with the times
+        themselves; see `PairedTimes.to_details`. Where startup is asked for, ``details["startup"]`` has each process's
+        figures by target and model.
+
     Raises:
-        ConfigError: A target asks for another batch than the one that the model is fixed to.
+        ConfigError: A target asks for another batch than the one that the model is fixed to, or for a core that is not
+            there.
         DataError: There is no data to say how long a dynamic axis is.
         ModelError: A model cannot be run.
         ProviderError: A target's provider is not there.
     """
     metrics: list[Metric] = []
+    details: dict[str, dict[str, Any]] = {"latency": {}, "startup": {}}
     is_reference = artifact.digest == reference.digest
-    for target in config.targets:
+    for target in filter(attrgetter("latency"), config.targets):
         specs = _shared_inputs(artifact, reference, target)
         require_batch(target, specs, where=name)
         batch = latency_batch(config, specs, target.batch)
@@ -162,24 +179,31 @@ def measure_latency(
         def progress(seconds: float, tell: Callable[[int, int], None] = tell, total: int = longest_ms) -> None:
             tell(min(int(seconds * 1000), total), total)
 
-        with without_garbage_collection():
+        cpu_clock: CpuClock = "thread" if target.provider == "cpu" and target.threads == 1 else "process"
+        with on_cores(target), without_garbage_collection():
             times = measure_pairs(
                 _opener(reference, target, batch, specs),
                 _opener(artifact, target, batch, specs),
                 seconds=target.latency_seconds,
                 rng=np.random.default_rng(config.seed),
+                cpu_clock=time.thread_time_ns if cpu_clock == "thread" else time.process_time_ns,
                 max_ratio=None if is_reference else config.gates.max_latency_ratio,
                 max_ms=config.gates.max_latency_ms,
                 progress=progress,
             )
         if is_reference:
-            times = replace(times, reference_ns=times.candidate_ns)
+            times = replace(times, reference_ns=times.candidate_ns, reference_cpu_ns=times.candidate_cpu_ns)
+        details["latency"][target.name] = _conditions(target, batch) | {"cpu_clock": cpu_clock} | times.to_details()
         metrics += latency_metrics(times, target_name=target.name)
+        if target.startup or config.gates.max_peak_memory is not None:
+            startup, details["startup"][target.name] = measure_startup(artifact, reference, target, batch, specs)
+            metrics += startup
     return Latency(
         tuple(
             replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
             for metric in metrics
-        )
+        ),
+        {topic: by_target for topic, by_target in details.items() if by_target},
     )
 
 
@@ -229,6 +253,20 @@ def _shared_inputs(artifact: Artifact, reference: Artifact, target: Target) -> t
 def _opener(artifact: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...]) -> Callable[[], Run]:
     """Opens the model anew on the same samples each time."""
     return lambda: runner(Session(artifact.model_path, target, like=specs), batch)
+
+
+def _conditions(target: Target, batch: Batch) -> dict[str, Any]:
+    """What the times of a target hold for."""
+    return {
+        "provider": target.provider,
+        "options": target.options,
+        "threads": target.threads,
+        "spinning": target.spinning,
+        "affinity": list(target.affinity) if target.affinity else None,
+        "copies": target.copies if memory_of(target)[0] != "cpu" else "none",
+        "inputs": {name: f"{array.dtype}[{','.join(map(str, array.shape))}]" for name, array in batch.items()},
+        "latency_seconds": target.latency_seconds,
+    }
 
 
 def _progress(events: Events, name: str, detail: str) -> Callable[[int, int], None]:

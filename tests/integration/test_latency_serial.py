@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.runtime.session import Session
-from onnxshrink.verify.latency import PairedTimes, measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.latency import measure_pairs, runner, without_garbage_collection
+from onnxshrink.verify.times import PairedTimes
 
 pytestmark = [pytest.mark.serial, pytest.mark.slow]
 

@@ -55,6 +55,9 @@ def test_compare_judges_and_exits_accordingly(folder: Path) -> None:
     broken = onnxshrink(*line, 90, cwd=folder)
     assert broken.returncode == 1
     assert "below the limit of 90 dB" in " ".join(broken.stdout.split())
+    near = onnxshrink(*line[:-1], "--max-abs-error", "0 steps", "--min-top1-agreement", 0, cwd=folder)
+    assert (near.returncode, "exceeds the limit of 0 steps" in " ".join(near.stdout.split())) == (1, True)
+    assert "such as '2 steps'" in onnxshrink(*line[:-1], "--max-abs-error", "2 dB", cwd=folder).stderr
 
 
 @pytest.mark.parametrize(

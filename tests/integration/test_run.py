@@ -49,7 +49,7 @@ def test_a_run_leaves_the_winner_every_variant_and_the_report(
     folder, result = finished
     assert result.returncode == 0, result.stdout + result.stderr
     run = folder / "runs" / "cfg"
-    names = {"model.onnx", "variants/fp32/model.onnx", "variants/int8/model.onnx"}
+    names = {"model.onnx", "variants/fp32/model.onnx", "variants/int8/model.onnx", "bundle/model.onnx"}
     assert names | {"teacher/model.onnx", "reference/model.onnx"} == set(models(folder))
     report = Report.read(run / "report.json")
     assert report.winner == "int8"

@@ -231,3 +231,47 @@ def test_a_branch_trained_for_quantization_is_measured_against_the_network_befor
     assert sqnr is not None
     assert sqnr.value is not None
     assert 15 < sqnr.value < 80
+
+
+def test_labels_under_another_name_and_guesses_are_told(folder: Path) -> None:
+    """An array that seems to be the labels is named where nothing uses it; a model at chance level is as well."""
+    arrays = dict(np.load(folder / "test.npz"))
+    n = len(next(iter(arrays.values())))
+    np.savez(folder / "test.npz", **arrays, label=np.zeros(n, int))
+    assert any("array 'label'" in text for text in ran(folder, {"name": "a"}).warnings)
+    evaluation = {"npz": "test.npz", "rename": {"label": "labels"}, "metric": "top1"}
+    noise = np.random.default_rng(0).integers(0, 2, n)
+    np.savez(folder / "test.npz", **arrays, label=noise)
+    told = ran(folder, {"name": "b", "data": {"evaluation": evaluation}}).warnings
+    assert any("not above the chance" in text for text in told)
+    assert not any("array 'label'" in text for text in told)
+
+
+def test_a_metric_of_ones_own_runs_through_the_pipeline(folder: Path) -> None:
+    """It is measured, dropped and judged like the others, and measured anew when its source changes."""
+    arrays = dict(np.load(folder / "test.npz"))
+    n = len(next(iter(arrays.values())))
+    np.savez(folder / "test.npz", **arrays, labels=np.zeros(n, int))
+    code = "def score(outputs, labels):\n    return next(iter(outputs.values()))[:, 0] * {}\n"
+    (folder / "mine.py").write_text(code.format(1))
+    metric = {"entry": "mine:score", "better": "lower"}
+    document = {
+        "data": {"evaluation": {"npz": "test.npz", "metric": metric}, "calibration": {"npz": "calib.npz"}},
+        "variants": {"fp32": [], "int8": [{"kind": "quantize_static"}]},
+        "gates": {"max_accuracy_drop": 10},
+        "select": "most_accurate",
+    }
+    first = ran(folder, document)
+    row = first.candidate("int8")
+    before, after = (first.candidate(name).metric("mine:score") for name in ("reference", "int8"))
+    drop = row.metric("accuracy_drop")
+    assert before and after and drop and before.value is not None  # noqa: PT018
+    assert drop.value == pytest.approx((after.value or 0) - before.value)
+    assert row.details["accuracy"]["cpu"]["better"] == "lower"
+    assert row.verdicts[0].outcome == "passed"
+    assert cached(ran(folder, document))["verify/int8"]
+    (folder / "mine.py").write_text(code.format(2))
+    again = ran(folder, document)
+    assert not cached(again)["verify/int8"]
+    doubled = again.candidate("reference").metric("mine:score")
+    assert doubled and doubled.value == pytest.approx(2 * before.value)  # noqa: PT018

@@ -139,6 +139,7 @@ def test_a_typo_is_refused_with_its_line_and_a_suggestion(
         ("max_size: 60 kB", "max_size: huge", "text such as 60 kB"),
         ("max_size: 60 kB", "max_size: 60 kilos", "text such as 60 kB"),
         ("max_accuracy_drop: 0.01", "max_accuracy_drop: .nan", "a finite number"),
+        ("max_accuracy_drop: 0.01", "max_accuracy_drop: true", "a number"),
         ("fp32: []", "fp32:", "want   a list: [ … ]"),
         ("fp32: []", "3: []", "text, in quotes where it looks like a number"),
         ("kind: quantize_static", "kind: quantize_static, reduce_range: maybe", "true or false"),

@@ -12,7 +12,11 @@ from onnxshrink.core.intervals import (
     _t,
     bootstrap,
     matched_difference_interval,
+    mcnemar_p,
+    mean_interval,
     percentile_interval,
+    resamples,
+    samples_to_decide,
     wilson_interval,
 )
 
@@ -23,6 +27,16 @@ def test_wilson_equals_scipy(successes: int, n: int, confidence: float) -> None:
     """The score interval is scipy's, the extremes included."""
     expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+@pytest.mark.parametrize("n", [6, 12, 60])
+def test_mean_interval_equals_scipy(n: int, confidence: float) -> None:
+    """Student's interval is scipy's, to the 1% that the quantile is known to."""
+    values = np.random.default_rng(n).normal(3, 2, n)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    width = expected.high - expected.low
+    assert mean_interval(values, confidence=confidence) == pytest.approx(tuple(expected), abs=0.01 * width)
 
 
 @pytest.mark.parametrize(("n_lost", "n_won", "n"), [(150, 86, 1600), (4, 0, 400), (30, 30, 90)])
@@ -104,3 +118,44 @@ def test_percentile_interval_holds_the_truth_for_few_observations(n: int) -> Non
         lo, hi = percentile_interval(bootstrap(values, partial(np.mean, axis=-1), seed=trial, n_resamples=500)[0], n)
         held += lo <= 0 <= hi
     assert held / 400 > 0.91
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (3, 3), (12, 5), (5, 12), (700, 640), (40_000, 39_500)])
+def test_mcnemar_equals_scipys_exact_test(lost: int, won: int) -> None:
+    """The two-sided p-value is scipy's binomial test of lost among changed samples."""
+    expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
+    assert mcnemar_p(lost, won) == pytest.approx(expected, rel=1e-8)
+
+
+def test_resamples_are_those_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting how often a sample is drawn gives the same means, however they are chunked."""
+    values = np.random.default_rng(0).normal(size=37)
+    draws = bootstrap(values[None], partial(np.mean, axis=-1), seed=5, n_resamples=101)[0]
+    monkeypatch.setattr("onnxshrink.core.intervals._CHUNK_VALUES", 500)
+    chunks = list(resamples(37, seed=5, n_resamples=101))
+    assert len(chunks) > 1
+    weights = np.vstack(chunks)
+    assert np.array_equal(weights.sum(axis=1), np.full(101, 37))
+    assert weights @ values / 37 == pytest.approx(draws)
+    assert len(next(resamples(37, seed=5, n_resamples=101, width=250))) == 2
+
+
+@pytest.mark.parametrize(
+    ("p_lost", "p_won", "limit"), [(0.02, 0.015, 0.02), (0.01, 0.01, 0.01), (0.08, 0.03, 0.03), (0.04, 0.0, 0.02)]
+)
+def test_the_samples_that_are_asked_for_decide(p_lost: float, p_won: float, limit: float) -> None:
+    """With the number asked for, the paired interval is clear of the limit in about four of five experiments."""
+    n, drop = 200, p_lost - p_won
+    half = 1.96 * np.sqrt((p_lost + p_won - drop**2) / n)
+    enough = samples_to_decide(drop, (drop - half, drop + half), limit, n)
+    assert enough is not None
+    counts = np.random.default_rng(0).multinomial(enough, [p_lost, p_won, 1 - p_lost - p_won], size=1000)
+    ends = np.array([matched_difference_interval(lost, won, enough) for lost, won, _ in counts.tolist()])
+    decided = (ends[:, 1] <= limit) if drop < limit else (ends[:, 0] > limit)
+    assert 0.72 < decided.mean() < 0.9
+
+
+def test_no_number_of_samples_decides_what_lies_on_the_limit() -> None:
+    """The value at the limit, or next to it, is not promised to be decided."""
+    assert samples_to_decide(0.01, (-0.01, 0.03), 0.01, 200) is None
+    assert samples_to_decide(0.0099999, (-0.01, 0.03), 0.01, 200) is None

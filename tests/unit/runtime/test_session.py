@@ -12,6 +12,7 @@ from onnxshrink.config.gates import Target
 from onnxshrink.core.errors import ModelError, ProviderError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime import session as session_module
+from onnxshrink.runtime.providers import Provider
 from onnxshrink.runtime.session import Session, refuse_fallback, require_provider
 
 
@@ -100,7 +101,7 @@ def test_a_provider_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ProviderError, match="'cuda' is not available") as error:
         require_provider(Target(provider="cuda"))
-    assert error.value.fix == "pip install onnxruntime-gpu"
+    assert error.value.fix == "pip install onnxruntime-gpu, in place of onnxruntime"
 
 
 @pytest.mark.parametrize("got", [[], ["CPUExecutionProvider"], ["CPUExecutionProvider", "CUDAExecutionProvider"]])
@@ -117,7 +118,7 @@ def test_the_provider_asked_for_is_accepted() -> None:
 
 def test_a_session_that_falls_back_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The constructor itself compares: no caller can forget to."""
-    monkeypatch.setattr(session_module, "require_provider", lambda _: "CUDAExecutionProvider")
+    monkeypatch.setattr(session_module, "find_provider", lambda _: Provider("CUDAExecutionProvider"))
 
     class Dropped:
         """Stands for a session whose CUDA libraries did not load."""

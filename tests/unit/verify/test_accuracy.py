@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from scipy import stats
+from sklearn.metrics import f1_score
 
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.core.tensors import Batch
 from onnxshrink.runtime.session import Session
-from onnxshrink.verify.accuracy import Scores, accuracy_metrics, score
+from onnxshrink.verify.accuracy import score
+from onnxshrink.verify.comparison import accuracy_metrics
 
 
 class Arrays:
@@ -67,7 +68,7 @@ def test_top1_is_argmax() -> None:
     """A sample counts where argmax is its label, ties to the first."""
     logits, labels = classes()
     scores = score(echo(10), Arrays(x=logits, labels=labels), "top1")
-    assert np.array_equal(scores.values, logits.argmax(1) == labels)
+    assert np.array_equal(scores.values[:, 0], logits.argmax(1) == labels)
 
 
 def test_top5_is_the_five_best() -> None:
@@ -75,7 +76,7 @@ def test_top5_is_the_five_best() -> None:
     logits, labels = classes()
     scores = score(echo(10), Arrays(x=logits, labels=labels.astype(np.uint8)), "top5")
     best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-    assert np.array_equal(scores.values, (best == labels[:, None]).any(1))
+    assert np.array_equal(scores.values[:, 0], (best == labels[:, None]).any(1))
 
 
 @pytest.mark.parametrize("columns", [1, 4])
@@ -91,53 +92,6 @@ def test_errors_are_means_over_a_sample(columns: int) -> None:
         assert metrics[metric].value == pytest.approx(expected)
         assert metrics[metric].lo < expected < metrics[metric].hi
         assert "accuracy_drop" not in metrics
-
-
-def test_interval_of_a_mean_error_agrees_with_scipy() -> None:
-    """The interval of rmse is about scipy's bootstrap of it."""
-    values = np.random.default_rng(0).exponential(size=300)
-    found = named(accuracy_metrics(None, Scores("rmse", values), target_name="cpu", seed=0))["rmse"]
-    expected = stats.bootstrap(
-        (values,), lambda v, axis: np.sqrt(v.mean(axis)), method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    assert (found.lo, found.hi) == pytest.approx(tuple(expected), rel=0.02)
-
-
-def test_drop_is_positive_where_the_candidate_is_worse() -> None:
-    """For counts and for errors alike, with the interval around it."""
-    rng = np.random.default_rng(0)
-    good, bad = (rng.random(500) < 0.95).astype(float), (rng.random(500) < 0.7).astype(float)
-    for original, candidate in (
-        (Scores("top1", good), Scores("top1", bad)),
-        (Scores("mae", 1 - good), Scores("mae", 1 - bad)),
-    ):
-        drop = named(accuracy_metrics(original, candidate, target_name="cpu", seed=0))["accuracy_drop"]
-        assert drop.value == pytest.approx(good.mean() - bad.mean())
-        assert 0 < drop.lo < drop.value < drop.hi
-        back = named(accuracy_metrics(candidate, original, target_name="cpu", seed=0))["accuracy_drop"]
-        assert back.value == pytest.approx(-drop.value)
-
-
-def test_pairing_narrows_the_interval() -> None:
-    """Two models that err on the same samples are told apart more finely than their own intervals allow."""
-    values = (np.random.default_rng(0).random(1000) < 0.8).astype(float)
-    metrics = named(accuracy_metrics(Scores("top1", values), Scores("top1", values), target_name="cpu", seed=0))
-    drop, own = metrics["accuracy_drop"], metrics["top1"]
-    assert drop.value == 0
-    assert drop.hi - drop.lo < (own.hi - own.lo) / 5
-    assert metrics["evaluation_samples"].value == 1000
-
-
-def test_nan_has_no_accuracy() -> None:
-    """NaN from either model leaves metric and drop without a value, and the note names model and sample."""
-    logits, labels = classes(20)
-    fine = score(echo(10), Arrays(x=logits, labels=labels), "top1")
-    logits[13, 2] = np.nan
-    broken = score(echo(10), Arrays(x=logits, labels=labels), "top1")
-    metrics = named(accuracy_metrics(fine, broken, target_name="cpu", seed=0))
-    assert metrics["top1"].value is None
-    assert metrics["accuracy_drop"].note == "candidate gives NaN at sample 13"
-    assert named(accuracy_metrics(broken, fine, target_name="cpu", seed=0))["accuracy_drop"].value is None
 
 
 @pytest.mark.parametrize(
@@ -169,9 +123,6 @@ def test_what_cannot_be_scored_is_refused() -> None:
         score(echo(4), Arrays(x=logits[:, :4], labels=labels % 4), "top5")
     with pytest.raises(DataError, match="shape of no output"):
         score(echo(10), Arrays(x=logits, labels=logits[:, :3]), "mae")
-    one, two = Scores("top1", np.ones(3)), Scores("top1", np.ones(4))
-    with pytest.raises(DataError, match="different samples"):
-        accuracy_metrics(one, two, target_name="cpu", seed=0)
 
 
 def test_progress_counts_samples() -> None:
@@ -180,3 +131,27 @@ def test_progress_counts_samples() -> None:
     told: list[tuple[int, int]] = []
     score(echo(10), Arrays(x=logits, labels=labels), "top1", lambda done, total: told.append((done, total)))
     assert told == [(8, 20), (16, 20), (20, 20)]
+
+
+@pytest.mark.parametrize("most", [60, 100, 10**6])
+def test_counts_of_neighbours_are_added_where_they_are_many(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Memory is bounded, the metric is the same, and rows are of equally many samples however they are batched."""
+    monkeypatch.setattr("onnxshrink.verify.accuracy._MOST_NUMBERS", most)
+    monkeypatch.setattr("onnxshrink.verify.accuracy._FEWEST_ROWS", 2)
+    logits, labels = classes(45, n_classes=4)
+    scores = score(echo(4), Arrays(x=logits, labels=labels), "f1")
+    group = {60: 9, 100: 6, 10**6: 1}[most]
+    assert scores.values.shape == (45 // group + (45 % group > 0), 12)
+    each = np.eye(4)[labels] * (logits.argmax(1) == labels)[:, None]
+    assert np.array_equal(scores.values[0, :4], each[:group].sum(0))
+    assert named(accuracy_metrics(None, scores, target_name="cpu", seed=0))["f1"].value == pytest.approx(
+        f1_score(labels, logits.argmax(1), average="macro")
+    )
+
+
+def test_too_many_classes_to_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hardly any rows would be left to resample, nothing is measured and the message says what would do."""
+    monkeypatch.setattr("onnxshrink.verify.accuracy._MOST_NUMBERS", 100)
+    logits, labels = classes(45, n_classes=4)
+    with pytest.raises(DataError, match="4 classes are too many"):
+        score(echo(4), Arrays(x=logits, labels=labels), "f1")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from onnxshrink.verify.latency import (
-    MAX_ROUNDS,
-    MIN_ROUNDS,
-    PATIENCE,
-    PairedTimes,
-    Run,
-    latency_metrics,
-    measure_pairs,
-)
+from onnxshrink.config.gates import Target
+from onnxshrink.core.report import Candidate
+from onnxshrink.verify.latency import MAX_ROUNDS, MIN_ROUNDS, PATIENCE, Run, measure_pairs
+from onnxshrink.verify.times import MAX_STORED_PAIRS, PairedTimes, find_waiting, latency_metrics
 
 MS = 1_000_000
 
@@ -29,16 +25,24 @@ class Machine:
         noise: Spread of one call.
         placement: Spread between sessions of one file.
         drift: How far the machine's speed wanders from call to call; it meets whatever runs.
+        waits: Share of the calls during which something else has the processor for as long as the call computes.
     """
 
-    def __init__(self, seed: int, *, noise: float = 0.02, placement: float = 0.002, drift: float = 0.002) -> None:
+    def __init__(
+        self, seed: int, *, noise: float = 0.02, placement: float = 0.002, drift: float = 0.002, waits: float = 0.0
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         self.noise, self.placement, self.drift = noise, placement, drift
-        self.now, self.speed, self.opened, self.calls = 0, 0.0, 0, 0
+        self.waits = waits
+        self.now, self.computed, self.speed, self.opened, self.calls = 0, 0, 0.0, 0, 0
 
     def clock(self) -> int:
         """Nanoseconds since the machine was built."""
         return self.now
+
+    def cpu_clock(self) -> int:
+        """Nanoseconds that models computed."""
+        return self.computed
 
     def model(self, ns: float, *, warm_up: int = 0, open_ns: int = 0) -> Callable[[], Run]:
         """A model of ``ns`` a call, three times as slow for its first calls."""
@@ -53,7 +57,9 @@ class Machine:
                 self.calls += 1
                 self.speed = 0.99 * self.speed + self.rng.normal(0, self.drift)
                 factor = np.exp(self.speed + abs(self.rng.normal(0, self.noise)))
-                self.now += round(placed * factor * (3 if next(cold, None) is not None else 1))
+                ns = round(placed * factor * (3 if next(cold, None) is not None else 1))
+                self.computed += ns
+                self.now += ns * (2 if self.waits and self.rng.random() < self.waits else 1)
 
             return run
 
@@ -68,6 +74,7 @@ def measure(machine: Machine, reference_ns: float, candidate_ns: float, **more: 
         seconds=more.pop("seconds", 0.5),
         rng=np.random.default_rng(0),
         clock=machine.clock,
+        cpu_clock=machine.cpu_clock,
         **more,
     )
 
@@ -157,6 +164,7 @@ def test_warm_up_is_not_timed() -> None:
         seconds=1.0,
         rng=np.random.default_rng(0),
         clock=machine.clock,
+        cpu_clock=machine.cpu_clock,
     )
     assert times.reference_ns.max() < 1.1 * MS
 
@@ -210,7 +218,7 @@ def test_metrics_are_quantiles_with_ends_around_them() -> None:
     assert metrics["latency_p50_ms"].value == np.median(times.candidate_ns) / MS
     assert metrics["latency_p95_ms"].value == np.quantile(times.candidate_ns, 0.95) / MS
     assert metrics["reference_latency_p50_ms"].value == np.median(times.reference_ns) / MS
-    assert metrics["latency_ratio"].value == np.median(times.candidate_ns) / np.median(times.reference_ns)
+    assert metrics["latency_ratio"].value == np.median(times.candidate_ns / times.reference_ns)
     assert metrics["latency_pairs"].value == times.candidate_ns.size
     for metric in metrics.values():
         assert metric.target == "cpu x2"
@@ -223,3 +231,186 @@ def test_progress_is_told_after_each_round() -> None:
     times = measure(machine, MS, MS, progress=told.append)
     assert told == sorted(told)
     assert len(told) == len(times.reference_ns)
+
+
+def without_cpu(reference_ns: np.ndarray, candidate_ns: np.ndarray) -> PairedTimes:
+    """Times of a machine that never waits."""
+    return PairedTimes(reference_ns, candidate_ns, reference_ns, candidate_ns)
+
+
+def test_precision_and_limits_are_judged_as_scipy_does() -> None:
+    """Precise: the 95% interval of the rounds' log ratios is within 1%; decided: the 99.9% one leaves the limit out."""
+    rng = np.random.default_rng(5)
+    answers = set()
+    for spread in (0.002, 0.01, 0.02, 0.05):
+        reference = rng.normal(MS, 1000, (10, 20))
+        candidate = 1.02 * reference * np.exp(rng.normal(0, spread, (10, 1)))
+        times = without_cpu(reference, candidate)
+        logs = np.log(np.median(candidate / reference, axis=1))
+        narrow, wide = (stats.ttest_1samp(logs, 0).confidence_interval(c) for c in (0.95, 0.999))
+        p50 = stats.ttest_1samp(np.log(np.median(candidate, axis=1) / MS), 0).confidence_interval(0.999)
+        assert times.is_precise() == ((narrow.high - narrow.low) / 2 < 0.01)
+        assert times.decides(1.0, None) == (not wide.low <= 0 < wide.high)
+        assert times.decides(None, 1.0) == (not p50.low <= 0 < p50.high)
+        answers |= {("precise", times.is_precise()), ("decides", times.decides(1.0, None))}
+        assert times.decides(None, None)
+    assert len(answers) == 4
+
+
+@pytest.mark.slow
+def test_looking_often_finds_no_more_than_looking_once() -> None:
+    """A model on its limit, looked at after every round: of 300 measurements at most 8% are decided, not 20%."""
+    decided = stopped = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        logs = rng.normal(0, 0.03, 48)
+        rounds = np.full((48, 1), float(MS)), MS * np.exp(logs)[:, None]
+        early = any(without_cpu(rounds[0][:n], rounds[1][:n]).decides(1.0, None) for n in range(12, 48))
+        lo, hi = without_cpu(*rounds).ratio_interval
+        decided += early or not lo <= 1 <= hi
+        naive = (stats.ttest_1samp(logs[:n], 0).pvalue for n in range(12, 49))
+        stopped += min(naive) < 0.05
+    assert decided <= 24
+    assert stopped >= 45
+
+
+@pytest.mark.parametrize("columns", [1, 7])
+def test_interval_of_the_ratio_is_scipys(columns: int) -> None:
+    """Scipy's paired percentile bootstrap of the same statistic, expanded as Hesterberg says, has the same ends."""
+    rng = np.random.default_rng(1)
+    reference, candidate = np.exp(rng.normal([[[0]], [[0.1]]], 0.05, (2, 15, columns))) * MS
+    lo, hi = without_cpu(reference, candidate).ratio_interval
+    tail = stats.norm.cdf(-np.sqrt(15 / 14) * stats.t.ppf(0.975, 14))
+    expected = stats.bootstrap(
+        (np.arange(15),),
+        lambda rows: np.median((candidate / reference)[rows.astype(int)]),
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        vectorized=False,
+        n_resamples=3000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert (lo, hi) == pytest.approx((expected.low, expected.high), abs=0.25 * (expected.high - expected.low))
+
+
+def test_the_median_pair_is_nearer_than_the_quotient_of_medians() -> None:
+    """On a machine that changes its speed from round to round, the pairs' ratio errs less than half as much."""
+    errors = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        speed = rng.choice([1.0, 1.6], (12, 1)) * np.exp(np.cumsum(rng.normal(0, 0.01, (12, 100)), axis=1))
+        reference, candidate = MS * speed * np.exp(np.abs(rng.normal(0, 0.02, (2, 12, 100))))
+        quotient = np.median(candidate) / np.median(reference)
+        errors.append((without_cpu(reference, candidate).ratio - 1, quotient - 1))
+    ours, quotient = np.sqrt(np.mean(np.square(errors), axis=0))
+    assert ours < quotient / 2
+
+
+def test_cpu_time_does_not_wait() -> None:
+    """Where every third call of both waits as long as it computes, CPU time is that of a machine of one's own."""
+    times = measure(Machine(0, noise=0.01, waits=0.6), MS, 1.3 * MS, seconds=1.0)
+    metrics = {metric.name: metric for metric in latency_metrics(times, target_name="cpu")}
+    cpu, ratio = metrics["latency_cpu_p50_ms"], metrics["latency_cpu_ratio"]
+    assert cpu.value == np.median(times.candidate_cpu_ns) / MS
+    assert cpu.value == pytest.approx(1.3, rel=0.1)
+    assert metrics["latency_p50_ms"].value > 1.5 * cpu.value
+    assert ratio.value == np.median(times.candidate_cpu_ns / times.reference_cpu_ns)
+    assert ratio.lo < 1.3 < ratio.hi
+
+
+def test_a_coarse_clock_of_cpu_time_gives_no_number() -> None:
+    """Ticks of 10 ms see most samples as none: no figure, and the note says why."""
+    machine = Machine(0)
+    times = measure_pairs(
+        machine.model(MS),
+        machine.model(MS),
+        seconds=0.5,
+        rng=np.random.default_rng(0),
+        clock=machine.clock,
+        cpu_clock=lambda: machine.computed // (10 * MS) * 10 * MS,
+    )
+    metrics = [metric for metric in latency_metrics(times, target_name="cpu") if "cpu" in metric.name]
+    assert [metric.value for metric in metrics] == [None, None]
+    assert {metric.note for metric in metrics} == {"the clock of CPU time does not move within one sample"}
+
+
+def warnings(times: PairedTimes, target: Target) -> list[str]:
+    """What is said of a measurement."""
+    metrics = latency_metrics(times, target_name=target.name)
+    return list(find_waiting(Candidate("int8", "variant", "m.onnx", "d", metrics), target))
+
+
+def test_waiting_is_told() -> None:
+    """One model waits more than the other, both wait, none does; with two threads only the milliseconds can tell."""
+    machine = Machine(0, noise=0.01)
+    quiet = measure(machine, MS, MS)
+    assert warnings(quiet, Target()) == []
+    unfair = PairedTimes(quiet.reference_ns, 1.1 * quiet.candidate_ns, quiet.reference_cpu_ns, quiet.candidate_cpu_ns)
+    told = warnings(unfair, Target())
+    assert len(told) == 1
+    assert told[0].startswith("int8: on cpu latency is 1.100 (1.097 to 1.103) times")
+    assert warnings(unfair, Target(threads=2)) == []
+    busy = PairedTimes(2 * quiet.reference_ns, 2 * quiet.candidate_ns, quiet.reference_cpu_ns, quiet.candidate_cpu_ns)
+    told = warnings(busy, Target(threads=2))
+    assert len(told) == 1
+    assert "a call took 1.99 ms" in told[0]
+    assert "computed for 0.995 ms" in told[0]
+
+
+def test_details_hold_the_times() -> None:
+    """Whole nanoseconds by round, both clocks, both models, and how they were got; plain JSON."""
+    times = measure(Machine(0, noise=0.01), MS, 2 * MS, seconds=2.0)
+    details = json.loads(json.dumps(times.to_details()))
+    assert details["stored_every"] == 1
+    for name in ("reference_ns", "candidate_ns", "reference_cpu_ns", "candidate_cpu_ns"):
+        assert np.allclose(details[name], getattr(times, name), atol=0.5)
+    assert (details["rounds"], details["pairs"]) == (len(times.reference_ns), times.reference_ns.size)
+    assert len(details["warm_up_pairs"]) == details["rounds"]
+    assert min(details["warm_up_pairs"]) >= 10
+    assert details["warm_up_unstable_rounds"] == 0
+
+
+def test_details_are_bounded() -> None:
+    """Of 6,000 pairs every third of each round is kept, and the details say so."""
+    ns = np.arange(6000.0).reshape(60, 100)
+    details = without_cpu(ns, ns).to_details()
+    assert details["stored_every"] == 3
+    assert details["candidate_ns"] == ns[:, ::3].astype(int).tolist()
+    assert sum(map(len, details["candidate_ns"])) <= MAX_STORED_PAIRS + 60
+
+
+def test_a_warm_up_that_never_ends_is_counted() -> None:
+    """A model that gets faster call by call is timed when the round's time for it is up, and the rounds say so."""
+    machine = Machine(0, noise=0.0, placement=0.0, drift=0.0)
+
+    def slowly_faster() -> Run:
+        calls = iter(range(1000))
+
+        def run() -> None:
+            machine.now += round(10 * MS * 0.97 ** next(calls))
+
+        return run
+
+    times = measure_pairs(slowly_faster, slowly_faster, seconds=2.0, rng=np.random.default_rng(0), clock=machine.clock)
+    assert times.n_unstable == len(times.reference_ns)
+    assert times.ratio == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "machine",
+    [
+        {"noise": 0.02, "placement": 0.004, "drift": 0.002},
+        {"noise": 0.1, "placement": 0.015, "drift": 0.01},
+        {"noise": 0.3, "placement": 0.01, "drift": 0.002, "waits": 0.1},
+    ],
+    ids=["quiet", "at the edge of precision", "loud, with spikes"],
+)
+def test_coverage(machine: dict[str, float]) -> None:
+    """Of 400 measurements at least 93% hold the true ratio, with and without a limit on it, early ends among them."""
+    for limit in (None, 1.0):
+        held = 0
+        for seed in range(400):
+            lo, hi = measure(Machine(seed, **machine), MS, MS, max_ratio=limit, seconds=0.3).ratio_interval
+            held += lo <= 1 <= hi
+        assert held >= 0.93 * 400, (limit, held)

@@ -1,0 +1,124 @@
+"""What a model costs before its second inference: load time, first run and peak memory, each in a fresh process.
+
+An application that starts pays for what a warm process has long forgotten, so each figure is that of a process of its
+own, see `onnxshrink.verify.startup_probe`; reference and candidate take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxshrink.config.gates import Target
+from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.errors import ModelError
+from onnxshrink.core.report import Metric
+from onnxshrink.core.tensors import Batch, TensorSpec
+from onnxshrink.runtime.providers import CPU, find_provider, provider_options
+from onnxshrink.runtime.session import LEVELS, Session
+
+Figures: TypeAlias = dict[str, list[float | None]]
+"""Name of a figure to its value in each process."""
+
+PROCESSES = 6
+"""Of each model. The median lies between the least and the most of six with a probability of 1 - 2 / 2**6 = 96.9%."""
+
+_UNITS = {"load_ms": "ms", "first_run_ms": "ms", "peak_memory_bytes": "bytes"}
+_NO_PLUGINS = "not measured: the provider comes as a plugin"
+_NO_MEMORY = "this system does not tell the memory of a process"
+
+
+def measure_startup(
+    artifact: Artifact, reference: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...]
+) -> tuple[tuple[Metric, ...], dict[str, Figures]]:
+    """Load time, first run and peak memory of a model and of its reference.
+
+    Files are in the system's cache by then. Memory is what the process grew by at most, over the one that has loaded
+    ONNX Runtime and the inputs: weights, ONNX Runtime's copies and arenas, outputs; on the host, whatever the provider.
+
+    Args:
+        artifact: The model, kind ``onnx``.
+        reference: What it is compared with; measured once where it is the same.
+        target: Provider, threads, spinning and cores.
+        batch: One inference's inputs, as the target's latency is measured on.
+        specs: What they are called, see `Session`.
+
+    Returns:
+        ``load_ms``, ``first_run_ms``, ``peak_memory_bytes`` and the same with ``reference_``: medians over processes,
+        from the least to the most of them; and every process's figures by model, plain JSON.
+
+    Raises:
+        ModelError: A process failed; the message is its last line.
+
+    Source: Conover, "Practical Nonparametric Statistics", 1999, section 3.2: the interval of a median.
+    """
+    if find_provider(target).devices:
+        return tuple(
+            Metric(name, None, unit, target=target.name, note=_NO_PLUGINS) for name, unit in _UNITS.items()
+        ), {}
+    models = {"candidate": artifact} | ({} if artifact.digest == reference.digest else {"reference": reference})
+    figures: dict[str, Figures] = {name: {figure: [] for figure in _UNITS} for name in models}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {name: _settings(model, target, batch, specs, Path(folder)) for name, model in models.items()}
+        for turn in range(PROCESSES):
+            for name in sorted(models, reverse=bool(turn % 2)):
+                for figure, value in _probe(settings[name], where=str(models[name].path)).items():
+                    figures[name][figure].append(value)
+    figures.setdefault("reference", figures["candidate"])
+    metrics = [
+        _metric(prefix + figure, figures[name][figure], unit, target)
+        for name, prefix in (("candidate", ""), ("reference", "reference_"))
+        for figure, unit in _UNITS.items()
+    ]
+    return tuple(metrics), figures
+
+
+def _settings(
+    artifact: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...], folder: Path
+) -> dict[str, Any]:
+    """What the probe is told: the session as `Session` opens it."""
+    provider = find_provider(target)
+    session = Session(artifact.model_path, target, like=specs)
+    inputs = folder / f"{artifact.digest}.npz"
+    arrays: dict[str, Any] = dict(session.interface.feed(batch, where=str(artifact.path)))
+    np.savez(inputs, **arrays)
+    return {
+        "model": str(artifact.model_path),
+        "inputs": str(inputs),
+        "providers": [(provider.name, provider_options(target))] + [(CPU, {})] * (provider.name != CPU),
+        "threads": target.threads,
+        "level": int(LEVELS[target.optimization]),
+        "config": {"session.intra_op.allow_spinning": str(int(target.spinning))},
+        "affinity": list(target.affinity) if target.affinity else None,
+    }
+
+
+def _probe(settings: dict[str, Any], *, where: str) -> dict[str, float | None]:
+    path = os.pathsep.join(filter(None, sys.path))  # what this process can import, the other can
+    done = subprocess.run(  # noqa: S603  our own module, by the same interpreter
+        [sys.executable, "-m", "onnxshrink.verify.startup_probe", json.dumps(settings)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+        raise ModelError(f"the model cannot be started in a process of its own: {lines[-1]}", where=where)
+    figures: dict[str, float | None] = json.loads(done.stdout)
+    return figures
+
+
+def _metric(name: str, values: list[float | None], unit: str, target: Target) -> Metric:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return Metric(name, None, unit, target=target.name, note=_NO_MEMORY)
+    note = f"median, least and most of {len(values)} fresh processes"
+    return Metric(name, float(np.median(known)), unit, min(known), max(known), target=target.name, note=note)

@@ -1,0 +1,114 @@
+"""Load time, first run and peak memory in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxshrink.config.gates import Gates, Target
+from onnxshrink.core.artifact import Artifact, digest_folder
+from onnxshrink.core.errors import ModelError
+from onnxshrink.core.report import Metric
+from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.verify import startup
+from onnxshrink.verify.gates import judge
+from onnxshrink.verify.startup import PROCESSES, measure_startup
+
+BATCH = {"x": np.ones((1, 64), np.float32)}
+
+
+def artifact(folder: Path, width: int) -> Artifact:
+    """``x @ w`` with ``64 x width`` weights."""
+    folder.mkdir()
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])],
+        [numpy_helper.from_array(np.ones((64, width), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    return Artifact("onnx", folder, digest_folder(folder))
+
+
+def test_a_probe_loads_no_more_than_onnx_runtime() -> None:
+    """Neither torch, onnx nor pydantic are in the process that is measured."""
+    code = (
+        "import sys, onnxshrink.verify.startup_probe; print(*sorted({'torch', 'onnx', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_bigger_model_takes_more_memory(tmp_path: Path) -> None:
+    """32 MB of weights more are at least 32 MB of memory more in every process; each figure lies within its ends."""
+    big, small = artifact(tmp_path / "big", 128 * 1024), artifact(tmp_path / "small", 1024)
+    specs = input_specs(load_model(small.model_path))
+    metrics, figures = measure_startup(big, small, Target(spinning=False), BATCH, specs)
+    assert {name: len(values) for name, values in figures["reference"].items()} == dict.fromkeys(
+        ("load_ms", "first_run_ms", "peak_memory_bytes"), PROCESSES
+    )
+    least, most = min(figures["candidate"]["peak_memory_bytes"]), max(figures["reference"]["peak_memory_bytes"])
+    assert least - most > 32e6
+    assert least < 200e6
+    values = {metric.name: metric for metric in metrics}
+    assert len(values) == 6
+    for metric in metrics:
+        assert 0 < metric.lo <= metric.value <= metric.hi
+        assert metric.target == "cpu, no spinning"
+    assert values["peak_memory_bytes"].value == np.median(figures["candidate"]["peak_memory_bytes"])
+    assert values["reference_load_ms"].value < values["load_ms"].value
+    json.dumps(figures)
+
+
+def test_the_reference_itself_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six processes, and both sides have their figures."""
+    calls = []
+
+    def probe(settings: dict[str, object], *, where: str) -> dict[str, float]:
+        calls.append((settings, where))
+        return {"load_ms": float(len(calls)), "first_run_ms": 1.0, "peak_memory_bytes": 2.0}
+
+    monkeypatch.setattr(startup, "_probe", probe)
+    model = artifact(tmp_path / "m", 8)
+    metrics, _ = measure_startup(model, model, Target(threads=3), BATCH, input_specs(load_model(model.model_path)))
+    assert len(calls) == PROCESSES
+    values = {metric.name: (metric.value, metric.lo, metric.hi) for metric in metrics}
+    assert values["load_ms"] == values["reference_load_ms"] == (3.5, 1.0, 6.0)
+    assert calls[0][0]["threads"] == 3
+
+
+def test_no_memory_figure_is_no_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not tell, the metric has no value and says so."""
+    monkeypatch.setattr(startup, "_probe", lambda *_, **__: dict.fromkeys(startup._UNITS) | {"load_ms": 1.0})
+    model = artifact(tmp_path / "m", 8)
+    metrics, _ = measure_startup(model, model, Target(), BATCH, input_specs(load_model(model.model_path)))
+    memory = next(metric for metric in metrics if metric.name == "peak_memory_bytes")
+    assert (memory.value, memory.lo) == (None, None)
+    assert "does not tell" in memory.note
+
+
+def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
+    """Its last line, and the model's name, as a mistake of the model."""
+    model = artifact(tmp_path / "m", 8)
+    settings = startup._settings(model, Target(), BATCH, input_specs(load_model(model.model_path)), tmp_path)
+    with pytest.raises(ModelError, match=r"(?s)process of its own.*nowhere.onnx.*where  m.onnx"):
+        startup._probe({**settings, "model": "nowhere.onnx"}, where="m.onnx")
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [(30, "passed"), (25, "inconclusive"), (10, "failed")])
+def test_peak_memory_has_a_gate(limit: int, outcome: str) -> None:
+    """Every process below the limit passes, every one above it fails, and between both it is open; bytes are whole."""
+    metric = Metric("peak_memory_bytes", 24e6, "bytes", 20e6, 28e6, target="cpu")
+    (verdict,) = judge(Gates(max_peak_memory=f"{limit} MB"), [metric], [Target()])
+    assert verdict.outcome == outcome
+    assert "24,000,000 bytes (20,000,000 … 28,000,000)" in verdict.reason
