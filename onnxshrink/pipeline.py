@@ -45,6 +45,9 @@ from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, mea
 Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
 """Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
 
+Conclude: TypeAlias = Callable[[Report], tuple[Report, Mapping[str, str]]]
+"""Has the last word on a report before anything is written, and gives further files of its folder, name to text."""
+
 
 def run(
     config: RunConfig,
@@ -55,6 +58,7 @@ def run(
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
     parts: Sequence[RunConfig] = (),
+    conclude: Conclude | None = None,
     leave: Leave | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
@@ -68,6 +72,7 @@ def run(
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
         parts: Configs with the same data whose variants are compared in one report, where they do not share a trunk;
             ``config`` then says how they are judged.
+        conclude: Has the last word on the report.
         leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
 
     Returns:
@@ -120,13 +125,14 @@ def run(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
+    report, texts = conclude(report) if conclude else (report, {})
     models = {row.name: row.artifact for row in rows}
     with TemporaryDirectory(dir=runs, prefix=".bundle.") as scratch:
         bundle = Path(scratch) / BUNDLE_FOLDER
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        publish(report, models, runs / report.name, bundle)
+        publish(report, models, runs / report.name, bundle, texts)
     return report
 
 

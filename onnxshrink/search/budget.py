@@ -10,12 +10,10 @@ front ─▶ finalists ─▶ pipeline.run: latency, alone ─▶ gates ─▶ t
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,40 +27,21 @@ from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import versions
 from onnxshrink.core.report import Report
-from onnxshrink.core.store import write_atomically
 from onnxshrink.pipeline import Leave, run
 from onnxshrink.search.attempt import Task, attempt
-from onnxshrink.search.constraints import judge, misses, nearest
+from onnxshrink.search.constraints import nearest
+from onnxshrink.search.document import conclude
 from onnxshrink.search.pareto import front
 from onnxshrink.search.policy import Known, propose
 from onnxshrink.search.record import Record, objectives
-from onnxshrink.search.space import Space, space_of
-from onnxshrink.search.trial import Trial, key_of, size_of
+from onnxshrink.search.space import space_of
+from onnxshrink.search.state import State
+from onnxshrink.search.trial import Trial, key_of, name_of
 from onnxshrink.search.workers import open_workers
 
-SEARCH_FILE = "search.json"
 _FINALISTS = 6
 
 Clock: TypeAlias = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """A search so far, for those who watch it.
-
-    Attributes:
-        budget: What is asked.
-        trials: Everything tried.
-        front: The evaluated trials that no other beats in bytes and quality, by bytes.
-        best: The best that keeps every limit a clock need not decide, or None.
-        seconds: Time spent.
-    """
-
-    budget: Budget
-    trials: tuple[Trial, ...]
-    front: tuple[Trial, ...]
-    best: Trial | None
-    seconds: float
 
 
 def fit(
@@ -87,7 +66,7 @@ def fit(
         base: The config file's folder, where the user's modules may lie.
         events: Listener for progress of the final measurements.
         executor: Where trials run; None as ``budget.parallel`` says.
-        watch: Told the state after every batch of trials.
+        watch: Told the state before and after every trial.
         leave: Writes ``bundle/``; see `onnxshrink.pipeline.run`.
         clock: Seconds since any moment.
 
@@ -106,11 +85,16 @@ def fit(
         name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"
     record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
-    state = _state(budget, record, 0.0)
     longest, width = 0.0, budget.parallel.workers if budget.parallel else 1
 
     def is_over() -> bool:
         return clock() - started >= budget.time_limit and bool(record.trials)
+
+    def look(*at_work: Task) -> State:
+        state = State(budget, tuple(record.trials), clock() - started, len(space), at_work)
+        if watch:
+            watch(state)
+        return state
 
     with open_workers(budget.parallel, executor) as workers:
         while tasks := _affordable(
@@ -119,28 +103,25 @@ def fit(
             begun = clock()
             if begun + longest - started > budget.time_limit and record.trials:
                 break
+            look(*tasks)
             for trial in workers(partial(attempt, space, runs.absolute()), tasks, is_over):
                 record.add(trial)
+                look(*(task for task in tasks if task.number > trial.number))
             longest = max(longest, clock() - begun)
-            state = _state(budget, record, clock() - started)
-            if watch:
-                watch(state)
+    state = look()
     finalists = choose_finalists(state)
-    report = run(
+    return run(
         _final(config, budget),
         runs=runs,
         base=base,
         events=events or Silent(),
+        conclude=partial(conclude, space, state),
         leave=leave,
         parts=tuple(
             part.model_copy(update={"gates": budget.gates(config.gates)})
             for part in space.together({name_of(trial): trial.point for trial in finalists})
         ),
     )
-    report = replace(report, selection=conclusion(report, state))
-    write_atomically(runs / report.name / SEARCH_FILE, _document(space, state, report).encode())
-    write_atomically(runs / report.name / "report.json", report.to_json().encode())
-    return report
 
 
 def _require(config: RunConfig) -> Budget:
@@ -174,16 +155,6 @@ def _affordable(tasks: Sequence[Task], budget: Budget, record: Record) -> list[T
     return [task for task in tasks if task.depth != "evaluate" or task in full]
 
 
-def _state(budget: Budget, record: Record, seconds: float) -> State:
-    evaluated = [trial for trial in record.trials if trial.status == "evaluated"]
-    points = [objectives(trial) for trial in evaluated]
-    best = sorted((evaluated[index] for index in front(points)), key=size_of)
-    keeping = [trial for trial in evaluated if "failed" not in judge(budget, trial, timed=False).values()]
-    order = 1 if budget.minimize == "accuracy_drop" else 0
-    winner = min(keeping, key=lambda trial: (objectives(trial)[order], objectives(trial)), default=None)
-    return State(budget, tuple(record.trials), tuple(best), winner, seconds)
-
-
 def choose_finalists(state: State) -> tuple[Trial, ...]:
     """What latency is measured for: the front within the limits; without one, the nearest miss of each limit.
 
@@ -191,29 +162,20 @@ def choose_finalists(state: State) -> tuple[Trial, ...]:
         ConfigError: The time was too short for a single model.
     """
     budget = state.budget
-    evaluated = [trial for trial in state.trials if trial.status == "evaluated"]
-    if not evaluated:
+    if not state.evaluated:
         raise ConfigError(
             "the search ended before a single model was measured",
             where="budget.time_limit",
             got=f"{budget.time_limit:g} s",
             fix="allow more time; what was tried is kept",
         )
-    keeping = [trial for trial in evaluated if "failed" not in judge(budget, trial, timed=False).values()]
-    if keeping:
-        points = [objectives(trial) for trial in keeping]
-        order = 1 if budget.minimize == "accuracy_drop" else 0
-        best = sorted((keeping[index] for index in front(points)), key=lambda trial: objectives(trial)[order])
-        chosen = best[:_FINALISTS]
+    if state.keeping:
+        points = [objectives(trial) for trial in state.keeping]
+        chosen = sorted((state.keeping[index] for index in front(points)), key=state.rank)[:_FINALISTS]
     else:
-        near = nearest(budget, evaluated, timed=False)
+        near = nearest(budget, state.evaluated, timed=False)
         chosen = list({key_of(trial.point): trial for trial in near.values()}.values()) or list(state.front[:2])
     return tuple(sorted(chosen, key=lambda trial: trial.number))
-
-
-def name_of(trial: Trial) -> str:
-    """The name of a trial as a variant of the report."""
-    return f"{trial.point['scheme']}-{trial.number}"
 
 
 def _final(config: RunConfig, budget: Budget) -> RunConfig:
@@ -221,37 +183,3 @@ def _final(config: RunConfig, budget: Budget) -> RunConfig:
     if config.data.evaluation is None or (criterion == "most_accurate" and config.data.evaluation.metric is None):
         criterion = "smallest"
     return config.model_copy(update={"gates": budget.gates(config.gates), "select": criterion})
-
-
-def conclusion(report: Report, state: State) -> str:
-    """Why the winner won, or what to relax."""
-    evaluated = [trial for trial in state.trials if trial.status == "evaluated"]
-    tried = (
-        f"{len(evaluated)} of {len({key_of(trial.point) for trial in state.trials})} models tried were measured fully"
-    )
-    if report.winner is not None:
-        return f"{report.selection}; {tried}"
-    lines = []
-    for limit, trial in nearest(state.budget, evaluated, timed=False).items():
-        miss = misses(state.budget, trial, timed=False)[0]
-        needed = "it was not measured" if miss.needed is None else f"{miss.needed:g}"
-        lines.append(f"with {limit} {needed} in place of {miss.asked:g}, {name_of(trial)} keeps every limit")
-    return "; ".join(["no model keeps every limit", *lines, tried])
-
-
-def _document(space: Space, state: State, report: Report) -> str:
-    budget = state.budget
-    document = {
-        "schema": 1,
-        "budget": budget.model_dump(mode="json", exclude_none=True),
-        "space": {dimension.name: [option.label for option in dimension.options] for dimension in space.dimensions},
-        "winner": report.winner,
-        "selection": report.selection,
-        "seconds": round(state.seconds, 1),
-        "front": [trial.number for trial in state.front],
-        "trials": [
-            asdict(trial) | {"limits": judge(budget, trial, timed=False) if trial.status == "evaluated" else {}}
-            for trial in state.trials
-        ],
-    }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxshrink.core.errors import ConfigError, DependencyError
-from onnxshrink.core.report import Metric
 from onnxshrink.search.pareto import Objectives
 from onnxshrink.search.space import Dimension, Space
-from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of, trunk_of
+from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of, trial_of, trunk_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -45,7 +44,7 @@ class Record:
         self._space, self._seed = space, seed
         self._study = _open(name, storage, folder)
         texts = (frozen.user_attrs.get(_TRIAL) for frozen in self._study.get_trials(deepcopy=False))
-        self.trials: list[Trial] = [_trial(text) for text in texts if text is not None]
+        self.trials: list[Trial] = [trial_of(json.loads(text)) for text in texts if text is not None]
 
     def add(self, trial: Trial) -> None:
         """Keep a trial."""
@@ -149,8 +148,3 @@ def _open(name: str, storage: str | None, folder: Path) -> Study:
             got=storage or str(folder / _JOURNAL),
             want="an optuna storage URL such as sqlite:///search.db, or none",
         ) from e
-
-
-def _trial(text: str) -> Trial:
-    raw = json.loads(text)
-    return Trial(**raw | {"metrics": tuple(Metric(**metric) for metric in raw["metrics"])})

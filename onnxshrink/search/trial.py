@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from onnxshrink.core.report import Metric
 
@@ -63,6 +63,28 @@ def key_of(point: Point) -> str:
 def trunk_of(point: Point) -> Point:
     """The point without its scheme."""
     return {name: label for name, label in point.items() if name != SCHEME}
+
+
+def name_of(trial: Trial) -> str:
+    """The name of a trial as a variant of the report."""
+    return f"{trial.point[SCHEME]}-{trial.number}"
+
+
+def describe(point: Point) -> str:
+    """A point in words, the scheme last: ``width 16, pruning_ratio 0.35, static_per_tensor``.
+
+    A dimension is called by the end of its path, or by all of it where two ends are equal.
+    """
+    paths = [name for name in point if name != SCHEME]
+    ends = [path.rpartition(".")[2] for path in paths]
+    words = [f"{end if ends.count(end) == 1 else path} {point[path]}" for path, end in zip(paths, ends, strict=True)]
+    return ", ".join([*words, *([point[SCHEME]] if SCHEME in point else [])])
+
+
+def trial_of(raw: Mapping[str, Any]) -> Trial:
+    """A trial from plain data, such as a row of ``search.json``; what this version does not know is left out."""
+    known = {name: value for name, value in raw.items() if name in Trial.__dataclass_fields__}
+    return Trial(**known | {"metrics": tuple(Metric(**metric) for metric in raw["metrics"])})
 
 
 def size_of(trial: Trial) -> float:
