@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
@@ -22,6 +22,9 @@ from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.search.scheme import Choice, Scheme, choose_scheme
+
+if TYPE_CHECKING:
+    from onnxshrink.search.state import State
 
 
 def quantize(
@@ -135,6 +138,7 @@ def fit(
     max_samples: int | None = None,
     runs: Path = Path("runs"),
     events: Events | None = None,
+    watch: Callable[[State], None] | None = None,
 ) -> Report:
     """Find the model that keeps every limit of a budget, without training.
 
@@ -148,8 +152,9 @@ def fit(
         budget: As in the config.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples of each file, the first ones.
-        runs: Where trials are kept, so that a second search is quick.
-        events: Listener for progress.
+        runs: Where trials are kept: a second search goes on from the first.
+        events: Listener for progress of the final measurements.
+        watch: Told the state of the search before and after every trial.
 
     Returns:
         The report; its winner is None where nothing fits, and its ``selection`` says what to relax.
@@ -161,6 +166,14 @@ def fit(
 
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
+    if "max_accuracy_drop" in budget and LABELS not in zipped_arrays(evaluation or data):
+        raise ConfigError(
+            f"accuracy cannot be measured: {evaluation or data} has no array {LABELS!r}",
+            where="max_accuracy_drop",
+            got=", ".join(sorted(zipped_arrays(evaluation or data))),
+            want=f"{LABELS!r}, one class for each sample",
+            fix="add them, or limit the drift of the outputs: min_sqnr_db 20",
+        )
     config = _config(
         model,
         calibration=data,
@@ -170,7 +183,7 @@ def fit(
         targets=[{"threads": threads}],
         budget=dict(budget),
     ).model_copy(update={"name": f"fit-{model.stem}"})
-    report = search(config, runs=runs, events=events or Silent())
+    report = search(config, runs=runs, events=events, watch=watch)
     if report.winner is not None:
         _write((runs / report.name / report.candidate(report.winner).model).parent, out)
     write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
