@@ -57,7 +57,7 @@ def panel(state: State, *, color: bool, width: int = 80) -> str:
     )
     live = LiveSearch(console, Clock())
     live.watch(state)
-    console.print(*live._above())  # noqa: SLF001  what rich's own thread draws
+    console.print(*live._above())  # what rich's own thread draws
     return text.getvalue()
 
 
@@ -108,17 +108,15 @@ def test_a_log_has_a_line_for_each_model_measured_and_one_now_and_then_for_the_w
     clock.now = 6.0
     plain.watch(replace(STATE, trials=(*FOUND, replace(FOUND[0], number=4, status="failed", reason="no such kernel"))))
     plain.finished("export", 1.0, cached=True)
+    now, best = "probing width 16, pruning_ratio 0.35, mixed", "9.4 kB, drop +0.4 pt, 22.1 dB, keeps every limit"
+    here, compact = "width 16, pruning_ratio 0.35", "static_per_tensor_compact"
     assert text.getvalue().splitlines() == [
         "search goes on from 2 trials that are known",
-        "2 of 60 models tried (1 fully), about 58 to go, 3:40 min left; none keeps every limit yet; "
-        "probing width 16, pruning_ratio 0.35, mixed",
-        "trial 2: width 16, pruning_ratio 0.35, static_per_tensor_compact: 9.4 kB, drop +0.4 pt, 22.1 dB, "
-        "keeps every limit",
-        "trial 3: width 16, pruning_ratio 0.35, weights_4: 7.9 kB, drop +20.0 pt, 22.1 dB, breaks max_accuracy_drop",
-        "trial 4: width 16, pruning_ratio 0.35, fp32 could not be made: no such kernel",
-        "4 of 60 models tried (3 fully), about 56 to go, 3:40 min left; best width 16, pruning_ratio 0.35, "
-        "static_per_tensor_compact: 9.4 kB, drop +0.4 pt, 22.1 dB, keeps every limit; "
-        "probing width 16, pruning_ratio 0.35, mixed",
+        f"2 of 60 models tried (1 fully), about 58 to go, 3:40 min left; none keeps every limit yet; {now}",
+        f"trial 2: {here}, {compact}: {best}",
+        f"trial 3: {here}, weights_4: 7.9 kB, drop +20.0 pt, 22.1 dB, breaks max_accuracy_drop",
+        f"trial 4: {here}, fp32 could not be made: no such kernel",
+        f"4 of 60 models tried (3 fully), about 56 to go, 3:40 min left; best {here}, {compact}: {best}; {now}",
     ]
 
 
