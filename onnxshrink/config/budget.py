@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from onnxshrink.config.base import Model, SizeBytes
+from onnxshrink.config.base import NO_SWITCH, Model
 from onnxshrink.config.gates import Gates
 
 Family: TypeAlias = Literal["fp16", "dynamic", "static", "mixed", "weight_only", "quantization_aware", "pruned"]
@@ -57,30 +58,15 @@ class Dask(Model):
 Parallel: TypeAlias = Annotated[Processes | Dask, Field(discriminator="kind")]
 
 
-class Budget(Model):
-    """Limits that the result must keep, and the search for the best one that does."""
+class Budget(Gates):
+    """Limits that the result must keep, as gates; those of `gates` hold as well. And the search for the best one."""
 
-    max_size: SizeBytes | None = None
-    """Largest model file, external data included."""
-    max_compressed_size: SizeBytes | None = None
-    """Largest model as gzip, as app stores and registries ship it."""
-    max_peak_memory: SizeBytes | None = None
-    """Largest memory that loading the model and one inference add to a process."""
-    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Largest p50 latency relative to the float reference, on every target."""
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """Largest p50 latency in milliseconds, on every target."""
-    max_accuracy_drop: Annotated[float, Field(ge=0)] | None = None
-    """Largest loss of the task metric against the original, in the metric's own unit."""
-    min_sqnr_db: float | None = None
-    """Smallest signal-to-quantization-noise ratio of any output against the float reference, in dB."""
-    max_macs: Annotated[int, Field(gt=0)] | None = None
-    """Largest number of multiply-accumulates of one sample."""
     minimize: Literal["size", "latency", "accuracy_drop"] = "size"
     """What to make as small as possible among the models that keep every limit."""
     time_limit: Seconds = 1200.0
-    """Time for the search; the trial at work when it is over is ended. Later runs go on from what is known."""
-    max_trials: Annotated[int, Field(gt=0)] | None = None
+    """Time for the search and the final measurement: no trial is begun that is likely to take longer, and one that does
+    is ended. A later run goes on from what is known."""
+    max_trials: Annotated[int, Field(gt=0), NO_SWITCH] | None = None
     """At most this many full evaluations."""
     families: tuple[Family, ...] | None = None
     """What to try; by default all that the model, its data and the processor allow."""
@@ -94,24 +80,37 @@ class Budget(Model):
     latency_host: str | None = None
     """Host name of the machine on which latency counts; the search refuses to start elsewhere."""
 
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits that are given, by name."""
-        values = {name: getattr(self, name) for name in type(self).model_fields if name.startswith(("max_", "min_"))}
-        return {name: float(value) for name, value in values.items() if value is not None and name != "max_trials"}
+    def within(self, own: Gates) -> Budget:
+        """This budget with the gates' limits as well; where both have one, the budget's counts."""
+        return self.model_copy(update={**own.limits, **self.limits, "strict": self.strict or own.strict})
 
-    def gates(self, own: Gates) -> Gates:
-        """The config's own gates with the budget's limits that gates know."""
-        shared = {name: getattr(self, name) for name in self.limits if name in Gates.model_fields}
-        return own.model_copy(update=shared)
+    @property
+    def as_gates(self) -> Gates:
+        """The limits alone."""
+        return Gates().model_copy(update={**self.limits, "strict": self.strict})
 
     @model_validator(mode="after")
-    def _limits_something(self) -> Budget:
-        if not self.limits:
-            context = {
-                "what": "the budget limits nothing",
-                "want": "at least one limit, such as max_size",
-                "fix": "budget: {max_size: 2 MB}",
-            }
-            raise PydanticCustomError("misfit", "{what}", context)
+    def _makes_sense(self) -> Budget:
+        for misfit in self._misfits():
+            raise misfit
         return self
+
+    def _misfits(self) -> Iterator[PydanticCustomError]:
+        if not self.limits:
+            yield _misfit(
+                (), "the budget limits nothing", "at least one limit, such as max_size", "budget: {max_size: 2 MB}"
+            )
+        for name in ("max_size", "max_compressed_size", "max_peak_memory"):
+            if self.limits.get(name) == 0:
+                yield _misfit((name,), "no model takes 0 bytes", "a size such as 60 kB")
+        for path in self.vary:
+            if not path.startswith(("model.", "stages[")):
+                yield _misfit(
+                    ("vary", path),
+                    f"{path!r} is not of the model or of the trunk, and cannot be varied",
+                    "a path such as model.args.width or stages[1].pruning_ratio",
+                )
+
+
+def _misfit(loc: tuple[str, ...], what: str, want: str, fix: str | None = None) -> PydanticCustomError:
+    return PydanticCustomError("misfit", "{what}", {"what": what, "want": want, "fix": fix, "loc": ("budget", *loc)})

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import PruneChannels, Stage
 from onnxshrink.core.errors import ModelError, ParityError
-from onnxshrink.core.events import Silent
+from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.report import Metric
 from onnxshrink.core.store import Store
@@ -39,13 +39,47 @@ class Task:
     depth: Depth
 
 
-def attempt(space: Space, runs: Path, task: Task) -> Trial:
+class TimeUp(BaseException):
+    """The search's time is over: like Ctrl-C nothing half-done is kept, but for what a training can go on from."""
+
+
+class Deadline(Silent):
+    """A listener that ends the work it listens to.
+
+    Args:
+        until: Seconds of `time.time`, for the work may be done on another machine.
+    """
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+
+    def started(self, step: str) -> None:
+        """See `progress`."""
+        self.progress(step, 0, 0)
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """Raise `TimeUp` if it is."""
+        del step, done, total, detail
+        if time.time() >= self._until:
+            raise TimeUp
+
+
+def attempt_until(space: Space, runs: Path, until: float, task: Task) -> Trial | None:
+    """As `attempt`; None where the task was not done at ``until``, seconds of `time.time`."""
+    try:
+        return attempt(space, runs, task, Deadline(until))
+    except TimeUp:
+        return None
+
+
+def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) -> Trial:
     """Do a task.
 
     Args:
         space: Where the point lies.
         runs: Folder of the store; what it has is not done again.
         task: What to do.
+        events: Listener for progress.
 
     Returns:
         What was learnt. A model that cannot be made is a failed trial, with the reason.
@@ -53,14 +87,15 @@ def attempt(space: Space, runs: Path, task: Task) -> Trial:
     Raises:
         ShrinkError: What no other point could change, such as data that does not fit.
     """
-    started = time.perf_counter()
+    started, events = time.perf_counter(), events or Silent()
     config = space.config(task.point)
     digest: str | None = None
     try:
         if task.depth == "predict":
-            metrics = _untrained(config, runs, space.base)
+            metrics = _untrained(config, runs, space.base, events)
         else:
-            rows = evaluate(_shortened(config) if task.depth == "probe" else config, runs=runs, base=space.base)
+            wanted = _shortened(config) if task.depth == "probe" else config
+            rows = evaluate(wanted, runs=runs, base=space.base, events=events)
             row = next(row for row in rows if row.name == VARIANT)
             if not row.digest:
                 return Trial(task.number, task.point, "failed", reason=row.verdicts[0].reason)
@@ -81,11 +116,11 @@ def _shortened(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data})
 
 
-def _untrained(config: RunConfig, runs: Path, base: Path) -> tuple[Metric, ...]:
+def _untrained(config: RunConfig, runs: Path, base: Path, events: Events) -> tuple[Metric, ...]:
     """Bytes of the model without its training: what is cut, and how it is stored, does not depend on the weights."""
     stages = [_hasty(stage) for stage in (*config.stages, *config.variants[VARIANT]) if not _only_trains(stage)]
     with search_path(base):
-        memo = Memo(Store(runs / ".store"), config.data, config.seed, Silent())
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
         return measure_footprint(memo.fold(memo.open(config.model), stages, "untrained/")[-1].model_path)
 
 

@@ -5,43 +5,48 @@ budget ─▶ space ─▶ propose ─▶ attempt (here, in processes, on a clus
                      ▲                                                              │
                      └──────────────────────────────────────────────────────────────┘
 front ─▶ finalists ─▶ pipeline.run: latency, alone ─▶ gates ─▶ the winner, or what to relax
+             ▲                                          │
+             └───── while the clock lets none pass ─────┘
 ```
 """
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from onnxshrink.config.base import fingerprint
 from onnxshrink.config.budget import Budget
+from onnxshrink.config.gates import Select
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import digest_json
-from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import versions
-from onnxshrink.core.report import Report
+from onnxshrink.core.report import Candidate, Report
+from onnxshrink.core.run_folder import require_own
 from onnxshrink.pipeline import Leave, run
-from onnxshrink.search.attempt import Task, attempt
-from onnxshrink.search.constraints import nearest
+from onnxshrink.search.attempt import Task, attempt_until
 from onnxshrink.search.document import conclude
-from onnxshrink.search.pareto import front
+from onnxshrink.search.finalists import N_FINALISTS, first_finalists, further_finalists
+from onnxshrink.search.pace import Clock, Pace, final_seconds
 from onnxshrink.search.policy import Known, propose
-from onnxshrink.search.record import Record, objectives
-from onnxshrink.search.space import space_of
+from onnxshrink.search.record import Record
+from onnxshrink.search.require import require_budget, require_space
+from onnxshrink.search.space import Space, space_of
 from onnxshrink.search.state import State
-from onnxshrink.search.trial import Trial, key_of, name_of
-from onnxshrink.search.workers import open_workers
+from onnxshrink.search.trial import Trial, name_of
+from onnxshrink.search.workers import Workers, here, open_workers
 
-_FINALISTS = 6
+_LARGEST_RESERVE = 1 / 3
+"""Of the time, for the final measurement: it may need more, and a search must have some, too."""
 
-Clock: TypeAlias = Callable[[], float]
+_SELECT: dict[str, Select] = {"size": "smallest", "latency": "fastest", "accuracy_drop": "most_accurate"}
 
 
 def fit(
@@ -62,7 +67,8 @@ def fit(
 
     Args:
         config: One with a budget.
-        runs: Folder of the runs and of the store they share.
+        runs: Folder of the runs and of the store they share; workers that do not have it make one of their own at the
+            same path, and the finalists are made here again.
         base: The config file's folder, where the user's modules may lie.
         events: Listener for progress of the final measurements.
         executor: Where trials run; None as ``budget.parallel`` says.
@@ -78,108 +84,124 @@ def fit(
         ConfigError: The budget contradicts itself or the config, or this is not the machine it names.
         ShrinkError: Something else the user can fix.
     """
-    budget = _require(config)
     started = clock()
+    budget = require_budget(config)
+    require_own(runs / (config.name or "run"))
     with search_path(base):
         space = space_of(config, budget, base=base.absolute())
+        require_space(space)
         name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"
     record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
-    longest, width = 0.0, budget.parallel.workers if budget.parallel else 1
-
-    def is_over() -> bool:
-        return clock() - started >= budget.time_limit and bool(record.trials)
+    n_timed = 2 * N_FINALISTS if budget.minimize == "latency" else N_FINALISTS
+    reserve = min(final_seconds(config, n_timed), budget.time_limit * _LARGEST_RESERVE)
+    pace = Pace(started, budget.time_limit, reserve, clock, record.trials)
 
     def look(*at_work: Task) -> State:
-        state = State(budget, tuple(record.trials), clock() - started, len(space), at_work)
+        state = State(budget, tuple(record.trials), pace.spent, len(space), at_work)
         if watch:
             watch(state)
         return state
 
     with open_workers(budget.parallel, executor) as workers:
-        while tasks := _affordable(
-            propose(Known(space, budget, record.trunks(), record.trials, width)), budget, record
-        ):
-            begun = clock()
-            if begun + longest - started > budget.time_limit and record.trials:
-                break
-            look(*tasks)
-            for trial in workers(partial(attempt, space, runs.absolute()), tasks, is_over):
-                record.add(trial)
-                look(*(task for task in tasks if task.number > trial.number))
-            longest = max(longest, clock() - begun)
-    state = look()
-    finalists = choose_finalists(state)
+        _try(space, budget, runs.absolute(), record, pace, workers=workers, look=look)
+    return _measure(config, space, look(), pace, runs=runs, base=base, events=events or Silent(), leave=leave)
+
+
+def _try(
+    space: Space,
+    budget: Budget,
+    runs: Path,
+    record: Record,
+    pace: Pace,
+    *,
+    workers: Workers,
+    look: Callable[..., State],
+) -> None:
+    """Propose and try until nothing is left to try, or no time for it."""
+    width = budget.parallel.workers if budget.parallel else 1
+    while tasks := _within(propose(Known(space, budget, record.trunks(), record.trials, width)), budget, record.trials):
+        look(*tasks)
+        work = partial(attempt_until, space, runs, time.time() + pace.left)
+        n_before = len(record.trials)
+        for trial in _spread(space, tasks, work, workers, pace):
+            record.add(trial)
+            look(*(task for task in tasks if task.number > trial.number))
+        if len(record.trials) == n_before:
+            return
+
+
+def _spread(
+    space: Space, tasks: Sequence[Task], work: Callable[[Task], Trial | None], workers: Workers, pace: Pace
+) -> Iterator[Trial]:
+    """The tasks on the workers, and then here, alone, those whose stages decide by times that they measure."""
+    alone = [task for task in tasks if task.depth != "predict" and _is_timed(space, task)]
+    yield from workers(work, [task for task in tasks if task not in alone], pace)
+    yield from here(work, alone, pace)
+
+
+def _is_timed(space: Space, task: Task) -> bool:
+    config = space.config(task.point)
+    return any(stage.times for _, chain in config.branches() for stage in chain)
+
+
+def _within(tasks: Sequence[Task], budget: Budget, trials: Sequence[Trial]) -> list[Task]:
+    """The tasks within the budget's number of full evaluations; none once it is reached."""
+    if budget.max_trials is None:
+        return list(tasks)
+    left = budget.max_trials - sum(trial.status == "evaluated" for trial in trials)
+    full = [task for task in tasks if task.depth == "evaluate"][: max(0, left)]
+    return [task for task in tasks if task.depth != "evaluate" or task in full] if left > 0 else []
+
+
+def _measure(
+    config: RunConfig,
+    space: Space,
+    state: State,
+    pace: Pace,
+    *,
+    runs: Path,
+    base: Path,
+    events: Events,
+    leave: Leave | None,
+) -> Report:
+    """Measure the finalists, and further ones as long as the clock lets none pass and there is time."""
+    timed: list[Trial] = []
+    skipped: list[Trial] = []
+
+    def parts_of(trials: Sequence[Trial]) -> list[RunConfig]:
+        timed.extend(trials)
+        return space.together({name_of(trial): trial.point for trial in trials}) if trials else []
+
+    def further(measured: Sequence[Candidate]) -> list[RunConfig]:
+        if any(row.role == "variant" and row.outcome != "failed" for row in measured):
+            return []
+        more = further_finalists(state, timed)
+        if final_seconds(config, len(more)) > pace.seconds - pace.spent:
+            skipped.extend(more)
+            return []
+        return parts_of(more)
+
+    def last_word(report: Report) -> tuple[Report, dict[str, str]]:
+        if skipped and report.winner is None:
+            text = f"the time was over before the latency of {len(skipped)} or more further models could be measured"
+            report = replace(report, warnings=(*report.warnings, text))
+        return conclude(space, replace(state, seconds=pace.spent), report)
+
+    judged = {"gates": state.budget.as_gates, "select": _SELECT[state.budget.minimize]}
     return run(
-        _final(config, budget),
+        config.model_copy(update=judged),
         runs=runs,
         base=base,
-        events=events or Silent(),
-        conclude=partial(conclude, space, state),
+        events=events,
+        parts=parts_of(first_finalists(state)),
+        further=further,
+        conclude=last_word,
         leave=leave,
-        parts=tuple(
-            part.model_copy(update={"gates": budget.gates(config.gates)})
-            for part in space.together({name_of(trial): trial.point for trial in finalists})
-        ),
     )
-
-
-def _require(config: RunConfig) -> Budget:
-    budget = config.budget
-    if budget is None:
-        raise ConfigError("there is no budget to search for", where="budget", fix="budget: {max_size: 2 MB}")
-    host = socket.gethostname()
-    if budget.latency_host not in (None, host):
-        raise ConfigError(
-            "latency counts on another machine than this one",
-            where="budget.latency_host",
-            got=host,
-            want=str(budget.latency_host),
-            fix="start the search there; trials may run anywhere, see `parallel`",
-        )
-    return budget
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     """All of a config that changes a trial; not how long it may take, where it runs and what it must reach."""
     whole = fingerprint(config)
     return {name: value for name, value in whole.items() if name not in ("name", "budget", "gates", "select")}
-
-
-def _affordable(tasks: Sequence[Task], budget: Budget, record: Record) -> list[Task]:
-    """The tasks within the budget's number of full evaluations."""
-    left = None
-    if budget.max_trials is not None:
-        left = max(0, budget.max_trials - sum(trial.status == "evaluated" for trial in record.trials))
-    full = [task for task in tasks if task.depth == "evaluate"][:left]
-    return [task for task in tasks if task.depth != "evaluate" or task in full]
-
-
-def choose_finalists(state: State) -> tuple[Trial, ...]:
-    """What latency is measured for: the front within the limits; without one, the nearest miss of each limit.
-
-    Raises:
-        ConfigError: The time was too short for a single model.
-    """
-    budget = state.budget
-    if not state.evaluated:
-        raise ConfigError(
-            "the search ended before a single model was measured",
-            where="budget.time_limit",
-            got=f"{budget.time_limit:g} s",
-            fix="allow more time; what was tried is kept",
-        )
-    if state.keeping:
-        points = [objectives(trial) for trial in state.keeping]
-        chosen = sorted((state.keeping[index] for index in front(points)), key=state.rank)[:_FINALISTS]
-    else:
-        near = nearest(budget, state.evaluated, timed=False)
-        chosen = list({key_of(trial.point): trial for trial in near.values()}.values()) or list(state.front[:2])
-    return tuple(sorted(chosen, key=lambda trial: trial.number))
-
-
-def _final(config: RunConfig, budget: Budget) -> RunConfig:
-    criterion = {"size": "smallest", "latency": "fastest", "accuracy_drop": "most_accurate"}[budget.minimize]
-    if config.data.evaluation is None or (criterion == "most_accurate" and config.data.evaluation.metric is None):
-        criterion = "smallest"
-    return config.model_copy(update={"gates": budget.gates(config.gates), "select": criterion})

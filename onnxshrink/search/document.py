@@ -14,13 +14,14 @@ from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report, finite
 from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE
 from onnxshrink.search.attempt import PROBE_SAMPLES
-from onnxshrink.search.constraints import TIMED, Miss, judge, misses, nearest
+from onnxshrink.search.constraints import Miss, judge, misses, nearest
 from onnxshrink.search.pareto import dominates
 from onnxshrink.search.record import objectives
 from onnxshrink.search.space import Space
 from onnxshrink.search.state import State
 from onnxshrink.search.trial import Trial, describe, key_of, name_of, size_of, trial_of, trunk_of
 from onnxshrink.search.wording import breaks, relax
+from onnxshrink.verify.gates import TIMED
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; adding a field does not raise it."""
@@ -101,10 +102,15 @@ def _selection(report: Report, state: State, finalists: Sequence[Trial]) -> str:
     if report.winner is not None:
         return report.selection
     ways = [
-        f"relax {' and '.join(map(relax, missed))}: {name_of(trial)} ({describe(trial.point)}) would do"
+        f"relax {' and '.join(map(relax, missed))}: {_named(trial)} keeps the rest"
         for trial, missed in nearest_misses(state, finalists)
     ]
-    return "; or ".join(["no model keeps every limit", *ways]) if ways else report.selection
+    return f"no model keeps every limit; {'; or '.join(ways)}" if ways else report.selection
+
+
+def _named(trial: Trial) -> str:
+    trunk = describe(trunk_of(trial.point))
+    return f"{name_of(trial)} ({trunk})" if trunk else name_of(trial)
 
 
 def _document(space: Space, state: State, finalists: Sequence[Trial], report: Report) -> dict[str, Any]:

@@ -220,7 +220,8 @@ def _catalogue(config: RunConfig, budget: Budget) -> Iterator[tuple[Family | Non
     yield "dynamic", Option("dynamic_smooth", tail=({"kind": "smooth_quant"}, {"kind": "quantize_dynamic"}))
     limit = {} if budget.min_sqnr_db is None else {"min_sqnr_db": budget.min_sqnr_db}
     yield "mixed", Option("mixed", tail=({"kind": "quantize_mixed", **limit},))
-    trainable = isinstance(config.model, FactorySource) and any(stage.kind == "export" for stage in config.stages)
+    trainable = config.data.train is not None and isinstance(config.model, FactorySource)
+    trainable = trainable and any(stage.kind == "export" for stage in config.stages)
     simulated = any(isinstance(stage, Finetune) and stage.simulate is not None for stage in config.stages)
     if trainable and not simulated:
         for name in ("per_tensor_compact", "per_channel_compact"):

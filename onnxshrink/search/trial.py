@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from onnxshrink.core.drift import IDENTICAL
 from onnxshrink.core.report import Metric
 
 Point: TypeAlias = Mapping[str, str]
@@ -15,6 +16,9 @@ Point: TypeAlias = Mapping[str, str]
 
 SCHEME = "scheme"
 """The dimension of what follows the trunk: a point without it is a trunk."""
+
+_LEAST = frozenset({"sqnr_db", "top1_agreement", "integer_coverage"})
+"""Metrics of which small is bad."""
 
 Status: TypeAlias = Literal["predicted", "probed", "evaluated", "failed"]
 """How far a trial came: its bytes are known, untrained; it was made and measured on a few samples; on all of them; it
@@ -44,15 +48,18 @@ class Trial:
     seconds: float = 0.0
 
     def worst(self, name: str) -> Metric | None:
-        """The metric of that name that is worst over targets and outputs: smallest SQNR, else largest value.
+        """The metric of that name that is worst over targets and outputs; None where it was not measured.
 
-        None where it was not measured; one without a value where any of them has none.
+        One without a value is the worst, but for the SQNR of outputs that are identical, which is the best.
         """
-        mine = [metric for metric in self.metrics if metric.name == name]
-        if not mine or any(metric.value is None for metric in mine):
-            return next((metric for metric in mine if metric.value is None), None)
-        sign = -1.0 if name.startswith("sqnr") else 1.0
-        return max(mine, key=lambda metric: sign * (metric.value or 0.0))
+        sign = -1.0 if name in _LEAST else 1.0
+
+        def badness(metric: Metric) -> float:
+            if metric.value is None:
+                return -math.inf if metric.note == IDENTICAL else math.inf
+            return sign * metric.value
+
+        return max((metric for metric in self.metrics if metric.name == name), key=badness, default=None)
 
 
 def key_of(point: Point) -> str:
@@ -91,3 +98,10 @@ def size_of(trial: Trial) -> float:
     """Bytes of a trial's model; infinite where they are not known."""
     metric = trial.worst("size_bytes")
     return math.inf if metric is None or metric.value is None else metric.value
+
+
+def likely_time(trial: Trial) -> float:
+    """Multiply-accumulates, those in integers counted as half: it only orders models that no clock has seen."""
+    macs, coverage = trial.worst("macs"), trial.worst("integer_coverage")
+    share = (coverage.value or 0.0) if coverage else 0.0
+    return ((macs.value or 0.0) if macs else 0.0) * (1 - share / 2)
