@@ -3,104 +3,40 @@
 A *trunk* is a point without its scheme: what must be trained, where anything is. Trunks are dear and schemes cheap, so:
 
 ```
-predict the bytes of every trunk, untrained ─▶ choose a trunk ─▶ probe its schemes ─▶ evaluate those worth it
+predict the bytes of every trunk, untrained ─▶ choose a trunk ─▶ probe its schemes ─▶ evaluate the best of them
                                                     ▲                                     │
-                                                    └──────── while trunks are left ──────┘
+                                                    └──────── until the goal is met ──────┘
+then, the most that the front may gain first: other models of these trunks, other trunks, schemes that train or search
 ```
 
 The first trunk is the largest that fits. Then the choice closes in, by size, on the border between the smallest that
-keeps the quality and the largest that does not; what remains of the time goes to the trunks nearest to the best one.
+keeps the quality and the largest that does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
-from onnxshrink.config.budget import Budget
 from onnxshrink.search.attempt import Depth, Task
-from onnxshrink.search.constraints import judge
-from onnxshrink.search.pareto import Objectives, dominates
-from onnxshrink.search.space import Option, Space
-from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of
+from onnxshrink.search.known import Known, at, is_dear, is_mixture
+from onnxshrink.search.record import objectives
+from onnxshrink.search.space import Option
+from onnxshrink.search.trial import SCHEME, Point, Trial, size_of
+from onnxshrink.search.worth import Gain, drift_of, gains, is_hopeless, time_of, unbeaten
 
-_SIZES = {"max_size", "max_compressed_size"}
-_INTEGER_COST = 0.5
-"""Time of a multiply-accumulate in integers relative to float: it only orders models that no clock has seen."""
+__all__ = ["Known", "propose"]
 
-_MARGIN_DB = 1.0
-"""So much worse a probe must be than another that all samples are not worth it: it sees only a few of them."""
+_PATIENCE = 3
+"""So many of the largest trunks must miss the quality before none is expected to keep it: training is noisy."""
 
 _Wish: TypeAlias = tuple[Point, Depth]
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the trials have shown.
-
-    Attributes:
-        space: Where they lie.
-        budget: What they are for.
-        trunks: Every trunk that the search may come to.
-        trials: In the order in which they were begun; a point has one for each depth it was tried at.
-        width: How many trunks to begin at a time.
-    """
-
-    space: Space
-    budget: Budget
-    trunks: Sequence[Point]
-    trials: Sequence[Trial]
-    width: int = 1
-
-    @cached_property
-    def _by_key(self) -> dict[tuple[str, str], Trial]:
-        return {(key_of(trial.point), trial.status): trial for trial in self.trials}
-
-    @property
-    def schemes(self) -> tuple[Option, ...]:
-        """The options of the last dimension, the cheapest to try first."""
-        return self.space.dimensions[-1].options
-
-    def find(self, point: Point, *statuses: str) -> Trial | None:
-        """The trial of a point with the first of these statuses that it has."""
-        key = key_of(point)
-        return next((self._by_key[key, status] for status in statuses if (key, status) in self._by_key), None)
-
-    def of(self, trunk: Point, *statuses: str) -> list[Trial]:
-        """The trials of a trunk's points, each with the first of these statuses that it has."""
-        found = (self.find(at(trunk, option), *statuses) for option in self.schemes)
-        return [trial for trial in found if trial is not None]
-
-    def size(self, trunk: Point) -> float:
-        """Bytes of a trunk's smallest model, as far as they are known; infinite where nothing is."""
-        return min(map(size_of, self.of(trunk, "evaluated", "probed", "predicted")), default=math.inf)
-
-    def keeps(self, trial: Trial) -> bool:
-        """True if a trial breaks no limit but those of size and of the clock, as far as its noise lets one say."""
-        outcomes = judge(self.budget, trial, timed=False)
-        return all(outcome != "failed" for name, outcome in outcomes.items() if name not in _SIZES)
-
-    def fits(self, trial: Trial) -> bool:
-        """True if a trial keeps the limits of size."""
-        outcomes = judge(self.budget, trial, timed=False)
-        return all(outcome == "passed" for name, outcome in outcomes.items() if name in _SIZES)
-
-    def is_good(self, trunk: Point) -> bool:
-        """True if one of a trunk's models keeps every limit that no clock decides."""
-        return any(self.keeps(trial) and self.fits(trial) for trial in self.of(trunk, "evaluated"))
-
-
-def at(trunk: Point, option: Option) -> Point:
-    """The point of a trunk with a scheme."""
-    return {**trunk, SCHEME: option.label}
-
-
 def propose(known: Known) -> list[Task]:
     """The next tasks, which may run side by side; none when nothing is left to try."""
-    number = len(known.trials)
+    number = 1 + max((trial.number for trial in known.trials), default=-1)
     wishes = next((wishes for step in (_predictions, _goal, _rest) if (wishes := list(step(known)))), [])
     return [Task(number + index, point, depth) for index, (point, depth) in enumerate(wishes)]
 
@@ -110,123 +46,154 @@ def _predictions(known: Known) -> Iterator[_Wish]:
     if len(known.trunks) == 1:
         return
     middle = known.trunks[len(known.trunks) // 2]
-    quick = [option for option in known.schemes if not is_dear(option)]
-    missing = [option for option in quick if known.find(at(middle, option), "predicted", "failed") is None]
-    yield from ((at(middle, option), "predict") for option in missing)
-    sizes = known.of(middle, "predicted")
-    if missing or not sizes:
+    unknown = [at(middle, option) for option in known.cheap if not _is_sized(known, at(middle, option))]
+    yield from ((point, "predict") for point in unknown)
+    sizes = known.of(middle, "predicted", "probed", "evaluated")
+    if unknown or not sizes:
         return
     smallest = min(sizes, key=size_of).point[SCHEME]
     for trunk in known.trunks:
         point = {**trunk, SCHEME: smallest}
-        if known.find(point, "predicted", "failed") is None:
+        if not _is_sized(known, point):
             yield point, "predict"
 
 
+def _is_sized(known: Known, point: Point) -> bool:
+    return known.find(point, "predicted", "probed", "evaluated", "failed") is not None
+
+
 def _goal(known: Known) -> Iterator[_Wish]:
-    """Close in on the smallest trunk that keeps the quality, or on the quality of the largest that fits."""
-    begun = [trunk for trunk in known.trunks if known.of(trunk, "probed", "evaluated")]
-    wishes = [wish for trunk in begun for wish in _of_trunk(known, trunk, dear=False)]
-    yield from wishes  # a trunk that was begun is finished first
+    """Close in on the smallest trunk that keeps the quality; what was begun is finished first."""
+    usual = _usual(known)
+    wishes = [wish for trunk in known.trunks if known.is_begun(trunk) for wish in _of_trunk(known, trunk, usual)]
+    yield from wishes
     chosen: list[Point] = []
     while not wishes and len(chosen) < known.width and (trunk := _next_trunk(known, chosen)) is not None:
         chosen.append(trunk)
     for trunk in chosen:
-        yield from _of_trunk(known, trunk, dear=False)
+        yield from _of_trunk(known, trunk, usual)
+
+
+def _of_trunk(known: Known, trunk: Point, usual: Sequence[Option]) -> Iterator[_Wish]:
+    """What the goal needs of a trunk: probes of the schemes that may be best, then a look at the best of them."""
+    unseen = _unseen(known, trunk, usual)
+    if unseen and len(known.trunks) > 1 and not known.is_begun(trunk):
+        yield unseen[0], "probe"  # trains; the others find it in the store
+    elif unseen:
+        yield from ((point, "probe") for point in unseen)
+    else:
+        yield from ((trial.point, "evaluate") for trial in _best_left(known, trunk))
+
+
+def _unseen(known: Known, trunk: Point, options: Sequence[Option]) -> list[Point]:
+    points = (at(trunk, option) for option in options)
+    return [point for point in points if not known.find(point, "probed", "evaluated", "failed")]
+
+
+def _usual(known: Known) -> Sequence[Option]:
+    """The cheap schemes that were not beaten on every trunk that has probes of all; all of them, where none has."""
+    complete = [trunk for trunk in known.trunks if not _unseen(known, trunk, known.cheap)]
+    tried = {probe.point[SCHEME] for trunk in complete for probe in _front_of(known, trunk)}
+    return [option for option in known.cheap if option.label in tried] or known.cheap
+
+
+def _front_of(known: Known, trunk: Point) -> list[Trial]:
+    """The probes of a trunk that no other beats: of those that fit, where any does."""
+    return unbeaten(known, trunk, inside=True) or unbeaten(known, trunk, inside=False)
+
+
+def _best_left(known: Known, trunk: Point) -> list[Trial]:
+    """The next models of a trunk to measure fully: the best by the goal, unless the nearest of them is not good."""
+    candidates = [probe for probe in _front_of(known, trunk) if not is_hopeless(known, probe)]
+    good = {trial.point[SCHEME] for trial in known.good(trunk)}
+    best = min((_rank(known, probe) for probe in candidates if probe.point[SCHEME] in good), default=math.inf)
+    left = [probe for probe in candidates if _is_left(known, probe) and _rank(known, probe) < best]
+    left.sort(key=lambda probe: (_rank(known, probe), probe.number))
+    if not left or good or not known.of(trunk, "evaluated"):
+        return left[: known.width]
+    nearest = min(candidates, key=lambda probe: (drift_of(probe), probe.number))
+    if _is_left(known, nearest):
+        return [nearest]
+    seen = known.find(nearest.point, "evaluated")
+    return left[: known.width] if seen is not None and known.keeps(seen) else []
+
+
+def _is_left(known: Known, probe: Trial) -> bool:
+    return known.find(probe.point, "evaluated", "failed") is None
+
+
+def _rank(known: Known, probe: Trial) -> float:
+    """What the budget wants small, as far as a probe tells."""
+    match known.budget.minimize:
+        case "size":
+            return size_of(probe)
+        case "latency":
+            return time_of(probe)
+        case "accuracy_drop":
+            return drift_of(probe)
 
 
 def _next_trunk(known: Known, chosen: Sequence[Point]) -> Point | None:
-    """The trunk between the border's two sides, in the middle of the ratio of their sizes; None where it is closed."""
-    free = [t for t in known.trunks if t not in chosen and not _is_tried(known, t)]
-    able = [t for t in free if math.isfinite(known.size(t)) or _only(known)]
-    limit = known.budget.max_size or math.inf
-    good = [known.size(t) for t in known.trunks if known.is_good(t)]
-    bad = [known.size(t) for t in known.trunks if known.of(t, "evaluated") and not known.is_good(t)]
-    if not good:
-        inside = [t for t in able if known.size(t) <= limit]
-        if inside and len([size for size in bad if size <= limit]) < 3:
-            return max(inside, key=known.size)
-        keeping = any(known.keeps(trial) for t in known.trunks for trial in known.of(t, "evaluated"))
-        outside = [t for t in able if known.size(t) > limit]
-        # What comes nearest above: wanted to say which limit to relax.
-        return min(outside, key=known.size) if outside and not keeping else None
-    if known.budget.minimize == "accuracy_drop":
-        return None
-    top = min(good)
-    bottom = max((size for size in bad if size < top), default=0.0)
-    between = [t for t in able if bottom < known.size(t) < top]
+    """The next trunk to begin on the way to the goal; None where the border is closed.
+
+    First the largest that fit. Where they miss the quality, the border is sought among all, for what it would cost.
+    """
+    free = [trunk for trunk in known.trunks if trunk not in chosen and not known.is_begun(trunk)]
+    if len(known.trunks) == 1:
+        return free[0] if free else None
+    free = [trunk for trunk in free if known.smallest(trunk) is not None]
+    seen = [trunk for trunk in known.trunks if known.of(trunk, "evaluated")]
+    good = [trunk for trunk in seen if known.good(trunk)]
+    if known.has_good:
+        return None if known.budget.minimize == "accuracy_drop" else _between(known, free, good, seen)
+    for inside in (True, False):
+        keeping = [] if inside else [trunk for trunk in seen if any(map(known.keeps, known.of(trunk, "evaluated")))]
+        if keeping:
+            return _between(known, free, keeping, seen)
+        able = [trunk for trunk in free if known.may_fit(trunk) == inside]
+        if able and sum(known.may_fit(trunk) == inside for trunk in seen) < _PATIENCE:
+            return max(able, key=known.size)
+    return None
+
+
+def _between(known: Known, free: Sequence[Point], keeping: Sequence[Point], seen: Sequence[Point]) -> Point | None:
+    """The trunk between the border's two sides that is nearest to the middle of the ratio of their sizes."""
+    top = min(map(known.size, keeping))
+    bottom = max((known.size(trunk) for trunk in seen if trunk not in keeping and known.size(trunk) < top), default=0.0)
+    between = [trunk for trunk in free if bottom < known.size(trunk) < top]
     if not between:
         return None
     middle = math.sqrt(top * max(bottom, min(map(known.size, between))))
-    return min(between, key=lambda t: abs(math.log(known.size(t) / middle)))
+    return min(between, key=lambda trunk: abs(math.log(known.size(trunk) / middle)))
 
 
 def _rest(known: Known) -> Iterator[_Wish]:
-    """What is left: the dear schemes of the trunks that were tried, then other trunks, those near the best first."""
-    best = min((known.size(t) for t in known.trunks if known.is_good(t)), default=known.budget.max_size or math.inf)
-
-    def distance(trunk: Point) -> float:
-        size = known.size(trunk)
-        return abs(math.log(size / best)) if math.isfinite(size) and 0 < best < math.inf else size
-
-    n_begun = 0
-    for trunk in sorted(known.trunks, key=lambda t: (not _is_tried(known, t), distance(t))):
-        wishes = list(_of_trunk(known, trunk, dear=True))
-        yield from wishes
-        n_begun += bool(wishes)
-        if n_begun == known.width:
-            return
+    """What the front may gain most by; what it can gain nothing by comes last, and what is dear after its like."""
+    gain, usual = gains(known), _usual(known)
+    offers = [offer for trunk in known.trunks for offer in _offers(known, trunk, usual, gain)]
+    offers.sort(key=lambda offer: (offer[0] <= 0, offer[1], -offer[0]))
+    yield from (wish for _, _, wish in offers[: known.width])
 
 
-def _of_trunk(known: Known, trunk: Point, *, dear: bool) -> Iterator[_Wish]:
-    """What is left to do on a trunk: probe its schemes, then evaluate those that no other beats."""
-    options = [option for option in known.schemes if dear or not is_dear(option)]
-    unseen = [option for option in options if not known.find(at(trunk, option), "probed", "evaluated", "failed")]
-    if unseen and len(known.trunks) > 1 and not known.of(trunk, "probed", "evaluated"):
-        yield at(trunk, unseen[0]), "probe"  # trains; the others find it in the store
-    elif unseen:
-        yield from ((at(trunk, option), "probe") for option in unseen)
-    else:
-        yield from ((trial.point, "evaluate") for trial in worthy(known, trunk))
+def _offers(known: Known, trunk: Point, usual: Sequence[Option], gain: Gain) -> Iterator[tuple[float, bool, _Wish]]:
+    """All that can be done on a trunk: what it may gain, whether it is dear, and the task."""
+    if known.has_good and not known.may_fit(trunk):
+        return
+    unseen = _unseen(known, trunk, usual)
+    if unseen and not known.is_begun(trunk):
+        yield gain(known.size(trunk), None), False, (unseen[0], "probe")
+        return
+    best = min((objectives(trial)[1] for trial in known.of(trunk, "evaluated")), default=None)
+    for probe in unbeaten(known, trunk, inside=known.has_good):
+        if _is_left(known, probe) and not (known.has_good and is_hopeless(known, probe)):
+            quality = objectives(probe)[1] if probe.worst("accuracy_drop") is None else best
+            yield gain(size_of(probe), quality), False, (probe.point, "evaluate")
+    yield from ((0.0, False, (point, "probe")) for point in _unseen(known, trunk, known.cheap))
+    for option in known.schemes:
+        if is_dear(option) and _unseen(known, trunk, [option]) and not _is_needless(known, trunk, option):
+            yield gain(known.size(trunk), best), True, (at(trunk, option), "probe")
 
 
-def worthy(known: Known, trunk: Point) -> list[Trial]:
-    """The probed trials of a trunk that all samples are worth: none beats them in size, drift and likely time.
-
-    With limits of size, of those that break them only the smallest is kept: it can tell what the quality would cost.
-    """
-    probes = known.of(trunk, "probed")
-    if known.budget.limits.keys() & _SIZES:
-        outside = sorted((trial for trial in probes if not known.fits(trial)), key=size_of)
-        probes = [trial for trial in probes if known.fits(trial)] or outside[:1]
-    left = [trial for trial in probes if known.find(trial.point, "evaluated") is None]
-    return [trial for trial in left if not any(_beats(other, trial) for other in probes if other is not trial)]
-
-
-def _beats(better: Trial, other: Trial) -> bool:
-    mine, theirs = _likely(better), _likely(other)
-    if mine[1] > theirs[1] - _MARGIN_DB and mine[1] != theirs[1]:
-        return False
-    return dominates(mine, theirs) or (mine == theirs and better.number < other.number)
-
-
-def _likely(trial: Trial) -> Objectives:
-    """Bytes, drift and likely time of a probed trial, all to be small."""
-    sqnr, macs, coverage = (trial.worst(name) for name in ("sqnr_db", "macs", "integer_coverage"))
-    drift = -math.inf if sqnr is None or sqnr.value is None else -sqnr.value
-    share = (coverage.value or 0.0) if coverage else 0.0
-    time = ((macs.value or 0.0) if macs else 0.0) * (1 - share * (1 - _INTEGER_COST))
-    return size_of(trial), drift, time
-
-
-def is_dear(option: Option) -> bool:
-    """True for schemes that train, or search themselves."""
-    return option.simulate or any(stage["kind"] == "quantize_mixed" for stage in option.tail or ())
-
-
-def _is_tried(known: Known, trunk: Point) -> bool:
-    return bool(known.of(trunk, "probed", "evaluated", "failed"))
-
-
-def _only(known: Known) -> bool:
-    return len(known.trunks) == 1
+def _is_needless(known: Known, trunk: Point, option: Option) -> bool:
+    """True for a mixture, where size counts and a scheme does that leaves nothing in float: a mixture is larger."""
+    return is_mixture(option) and known.budget.minimize == "size" and bool(known.good(trunk))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxshrink.core.drift import IDENTICAL
 from onnxshrink.core.errors import ConfigError, DependencyError
 from onnxshrink.search.pareto import Objectives
 from onnxshrink.search.space import Dimension, Space
@@ -71,11 +72,22 @@ class Record:
 
 
 def objectives(trial: Trial) -> Objectives:
-    """Bytes and loss of quality of an evaluated trial: the accuracy drop, or else the drift in dB below zero."""
-    drop, sqnr = trial.worst("accuracy_drop"), trial.worst("sqnr_db")
-    if drop is not None and drop.value is not None:
-        return size_of(trial), drop.value
-    return size_of(trial), -_INFINITE if sqnr is None or sqnr.value is None else -sqnr.value
+    """Bytes and loss of quality of an evaluated trial: the accuracy drop, or else the drift in dB below zero.
+
+    A quality that has no value, as of outputs that are not finite, is the worst of all.
+    """
+    drop = trial.worst("accuracy_drop")
+    if drop is None:
+        return size_of(trial), drift_db(trial)
+    return size_of(trial), _INFINITE if drop.value is None else drop.value
+
+
+def drift_db(trial: Trial) -> float:
+    """The worst drift in dB below the signal: the less, the better; where none was measured, all are alike."""
+    sqnr = trial.worst("sqnr_db")
+    if sqnr is None or (sqnr.value is None and sqnr.note == IDENTICAL):
+        return -_INFINITE
+    return _INFINITE if sqnr.value is None else -sqnr.value
 
 
 def _sampled(
