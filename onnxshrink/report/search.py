@@ -102,11 +102,14 @@ def print_search(document: Mapping[str, Any], console: Console) -> None:
     told = [
         f"{counts['evaluated']} measured fully",
         f"{counts['probed']} only on {PROBE_SAMPLES} samples",
-        f"{counts['predicted']} judged by their bytes alone" if counts["predicted"] else "",
+        f"{counts['predicted']} by their bytes alone" if counts["predicted"] else "",
         f"{counts['failed']} could not be made" if counts["failed"] else "",
     ]
     console.print()
-    console.print(f"searched {document['n_points']} models: {', '.join(filter(None, told))}", highlight=False)
+    console.print(
+        f"tried {sum(counts.values())} of {document['n_points']} models: {', '.join(filter(None, told))}",
+        highlight=False,
+    )
     trials = {number: trial_of(rows[number]) for number in shown[:_ROWS]}
     table = _table(
         list(trials.values()),

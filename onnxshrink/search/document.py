@@ -80,7 +80,7 @@ def read_search(path: Path) -> dict[str, Any]:
 
 
 def nearest_misses(state: State, finalists: Sequence[Trial]) -> Iterator[tuple[Trial, tuple[Miss, ...]]]:
-    """The models that would do if one limit were relaxed; where there is none, the one nearest to all of its limits.
+    """The models that would do if one limit were relaxed, the least first; or the one nearest to all of its limits.
 
     Args:
         state: With the finalists' latency, where that was measured.
@@ -89,7 +89,7 @@ def nearest_misses(state: State, finalists: Sequence[Trial]) -> Iterator[tuple[T
     budget = state.budget
     pool = finalists if budget.limits.keys() & TIMED else state.evaluated
     alone = nearest(budget, pool)
-    for trial in {trial.number: trial for trial in alone.values()}.values():
+    for trial in sorted(alone.values(), key=lambda trial: (misses(budget, trial)[0].share, trial.number)):
         yield trial, misses(budget, trial)
     broken = [trial for trial in pool if misses(budget, trial)]
     if not alone and broken:

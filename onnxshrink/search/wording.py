@@ -28,9 +28,9 @@ def say(limit: str, value: float, *, up: bool | None = None) -> str:
 
 
 def relax(miss: Miss) -> str:
-    """What to write in the budget for a model to keep it: ``max_size to 11.3 kB``."""
+    """What to write in the budget for a model to keep it: ``max_size to 11.3 kB``; no figure if none is known."""
     if miss.needed is None:
-        return f"{miss.limit}, which could not be measured"
+        return miss.limit
     return f"{miss.limit} to {say(miss.limit, miss.needed, up=not miss.limit.startswith('min_'))}"
 
 
@@ -38,7 +38,7 @@ def breaks(miss: Miss) -> str:
     """What a model breaks, and by how much: ``11.3 kB breaks max_size 10 kB by 1.25 kB``."""
     asked = f"{miss.limit} {say(miss.limit, miss.asked)}"
     if miss.needed is None:
-        return f"{asked} needs what was not measured"
+        return f"breaks {asked}, it is not known by how much"
     return f"{say(miss.limit, miss.needed)} breaks {asked} by {say(miss.limit, abs(miss.needed - miss.asked))}"
 
 
