@@ -23,6 +23,9 @@ VARIANT = "trial"
 """Name of the one variant of a trial's config."""
 
 _STEP = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(\d+)\]")
+_INTEGERS = frozenset({"dynamic", "static", "mixed", "quantization_aware"})
+"""Families of integer kernels; the CUDA provider has none."""
+
 _RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
@@ -184,8 +187,10 @@ def _schemes(config: RunConfig, budget: Budget) -> Iterator[Option]:
     if "variants" in config.model_fields_set:
         for name, stages in config.variants.items():
             options.append(Option(name, tail=tuple(_plain(stage) for stage in stages)))
+    on_cuda = any(target.provider == "cuda" for target in config.targets)
     for family, option in _catalogue(config, budget):
-        if family is None or budget.families is None or family in budget.families:
+        is_wanted = family is None or budget.families is None or family in budget.families
+        if is_wanted and not (on_cuda and family in _INTEGERS):
             options.append(option)
     own = [(option.tail, option.simulate) for option in options]
     yield from (option for index, option in enumerate(options) if own[index] not in own[:index])
