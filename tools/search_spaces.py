@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,15 @@ def searched(table: Table, budget: Budget, *, n_evaluations: int | None = None) 
     trials: list[Trial] = []
     while tasks := propose(Known(table.space, budget, list(trunks.values()), trials)):
         for task in tasks:
-            if n_evaluations is not None and task.depth == "evaluate" and count(trials, "evaluated") >= n_evaluations:
+            if task.depth == "evaluate" and n_evaluations is not None and len(evaluated(trials)) >= n_evaluations:
                 return trials
             trials.append(table.answer(task))
     return trials
+
+
+def evaluated(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that were measured fully."""
+    return [trial for trial in trials if trial.status == "evaluated"]
 
 
 def count(trials: list[Trial], status: str) -> int:

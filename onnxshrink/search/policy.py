@@ -31,6 +31,9 @@ __all__ = ["Known", "propose"]
 _PATIENCE = 3
 """So many of the largest trunks must miss the quality before none is expected to keep it: training is noisy."""
 
+_STRIDE = 0.7
+"""So much smaller the next of them is: a smaller trunk may fit in a form that is larger and nearer to the reference."""
+
 _Wish: TypeAlias = tuple[Point, Depth]
 
 
@@ -93,7 +96,7 @@ def _unseen(known: Known, trunk: Point, options: Sequence[Option]) -> list[Point
 def _usual(known: Known) -> Sequence[Option]:
     """The cheap schemes that were not beaten on every trunk that has probes of all; all of them, where none has."""
     complete = [trunk for trunk in known.trunks if not _unseen(known, trunk, known.cheap)]
-    tried = {probe.point[SCHEME] for trunk in complete for probe in _front_of(known, trunk)}
+    tried = {probe.point[SCHEME] for trunk in complete for probe in unbeaten(known, trunk, inside=False)}
     return [option for option in known.cheap if option.label in tried] or known.cheap
 
 
@@ -151,8 +154,10 @@ def _next_trunk(known: Known, chosen: Sequence[Point]) -> Point | None:
         if keeping:
             return _between(known, free, keeping, seen)
         able = [trunk for trunk in free if known.may_fit(trunk) == inside]
-        if able and sum(known.may_fit(trunk) == inside for trunk in seen) < _PATIENCE:
-            return max(able, key=known.size)
+        missing = [known.size(trunk) for trunk in seen if known.may_fit(trunk) == inside]
+        if able and len(missing) < _PATIENCE:
+            below = [trunk for trunk in able if known.size(trunk) <= _STRIDE * min(missing, default=math.inf)]
+            return max(below or able, key=known.size)
     return None
 
 
