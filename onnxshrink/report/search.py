@@ -174,6 +174,8 @@ def _panel(state: State, seconds_left: float) -> RenderableType:
 def _extent(state: State) -> str:
     counts = state.counts
     tried = counts["evaluated"] + counts["probed"] + counts["failed"]
+    if not tried:
+        return f"{counts['predicted']} of {state.n_points} models predicted, none made yet"
     return f"{tried} of {state.n_points} models tried ({counts['evaluated']} fully), about {state.n_left} to go"
 
 
@@ -197,7 +199,8 @@ def _told(state: State, trial: Trial) -> str:
 
 def _broken(state: State, trial: Trial) -> str:
     """The limits that a trial breaks, as far as no clock decides."""
-    return ", ".join(f"breaks {miss.limit}" for miss in misses(state.budget, trial, timed=False))
+    names = [miss.limit for miss in misses(state.budget, trial, timed=False)]
+    return f"breaks {', '.join(names)}" if names else ""
 
 
 def _standing(row: Mapping[str, Any], *, on_front: bool) -> Text:

@@ -84,7 +84,9 @@ def test_colour_changes_no_character_of_the_panel() -> None:
 
 def test_before_the_first_model_and_without_one_that_fits_the_panel_says_so() -> None:
     """No table without a front; no mark where nothing keeps every limit."""
-    assert len(panel(replace(STATE, trials=()), color=False).splitlines()) == 2
+    lines = panel(replace(STATE, trials=()), color=False).splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("0 of 60 models predicted, none made yet, 3:40 min left")
     text = panel(replace(STATE, trials=FOUND[:2]), color=False)
     assert "no model keeps every limit yet" in text
     assert "▸" not in text
