@@ -40,3 +40,16 @@ def test_macs_and_compressed_bytes_stand_where_they_tell_something() -> None:
 def test_counts_are_read_at_a_glance(value: float, text: str) -> None:
     """Three digits and a unit."""
     assert format_count(value) == text
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    """Names of a search end in the number that tells them apart: the middle goes."""
+    names = [f"static_per_channel_mse_compact-{number}" for number in (14, 15)]
+    rows = tuple(
+        Candidate(name, "variant", "", "1", (Metric("size_bytes", 1.0), Metric("top1", 0.5, "ratio", target="cpu")))
+        for name in names
+    )
+    text = StringIO()
+    print_report(Report("r", {}, rows, (), None, "", {}, {}, 1.0), Console(file=text, width=50))
+    assert [line.split()[0][-3:] for line in text.getvalue().splitlines() if "…" in line] == ["-14", "-15"]
+    assert max(map(len, text.getvalue().splitlines())) <= 50
