@@ -91,7 +91,13 @@ class Known:
         return bool(self.of(trunk, "probed", "evaluated"))
 
     def keeps(self, trial: Trial) -> bool:
-        """True if a trial breaks no limit but those of bytes and of the clock, as far as its noise lets one say."""
+        """True if a trial breaks no limit but those of bytes and of the clock.
+
+        A drop counts as it was measured: that it may be less within its noise makes no search stop.
+        """
+        drop, limit = trial.worst("accuracy_drop"), self.budget.max_accuracy_drop
+        if limit is not None and drop is not None and (drop.value is None or drop.value > limit):
+            return False
         return all(out != "failed" for name, out in self._outcomes[id(trial)].items() if name not in SIZES)
 
     def fits(self, trial: Trial) -> bool:

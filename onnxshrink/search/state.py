@@ -57,9 +57,11 @@ class State:
         return min(self.keeping, key=self.rank, default=None)
 
     def rank(self, trial: Trial) -> Objectives:
-        """The order of the evaluated trials: what the budget wants small comes first."""
+        """The order of the evaluated trials: those whose measured drop keeps its limit, then what is wanted small."""
+        limit = self.budget.max_accuracy_drop
+        beyond = limit is not None and trial.worst("accuracy_drop") is not None and objectives(trial)[1] > limit
         first = objectives(trial)[1 if self.budget.minimize == "accuracy_drop" else 0]
-        return (first, *objectives(trial))
+        return (float(beyond), first, *objectives(trial))
 
     @cached_property
     def deepest(self) -> tuple[Trial, ...]:
