@@ -140,7 +140,7 @@ def _table(
     for header, is_used in zip(headers, (True, *used, True, True), strict=True):
         if is_used:
             is_number = header not in ("", title)
-            table.add_column(header, justify="right" if is_number else "left", no_wrap=is_number)
+            table.add_column(header, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for trial, row in zip(trials, rows, strict=True):
         is_best = trial.number == best
         figures = [figure for figure, is_used in zip(row, used, strict=True) if is_used]

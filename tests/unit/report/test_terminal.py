@@ -50,6 +50,6 @@ def test_a_long_name_keeps_its_end() -> None:
         for name in names
     )
     text = StringIO()
-    print_report(Report("r", {}, rows, (), None, "", {}, {}, 1.0), Console(file=text, width=50))
+    print_report(Report("r", {}, rows, (), None, "", {}, {}, 1.0), Console(file=text, width=72))
     assert [line.split()[0][-3:] for line in text.getvalue().splitlines() if "…" in line] == ["-14", "-15"]
-    assert max(map(len, text.getvalue().splitlines())) <= 50
+    assert max(map(len, text.getvalue().splitlines())) <= 72
