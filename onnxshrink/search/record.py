@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from onnxshrink.core.drift import IDENTICAL
 from onnxshrink.core.errors import ConfigError, DependencyError
 from onnxshrink.search.pareto import Objectives
@@ -148,8 +150,11 @@ def _open(name: str, storage: str | None, folder: Path) -> Study:
     try:
         kept: Any = storage
         if storage is None:
-            backend = JournalFileBackend(str(folder / _JOURNAL))
-            kept = optuna.storages.JournalStorage(backend)
+            # A lock of the kernel's: optuna's own is a file, which a killed process leaves, and the next one waits for.
+            lock: Any = FileLock(folder / f"{_JOURNAL}.lock")
+            with lock:
+                _mend(folder / _JOURNAL)
+            kept = optuna.storages.JournalStorage(JournalFileBackend(str(folder / _JOURNAL), lock))
         return optuna.create_study(
             study_name=name, storage=kept, directions=["minimize", "minimize"], load_if_exists=True
         )
@@ -160,3 +165,9 @@ def _open(name: str, storage: str | None, folder: Path) -> Study:
             got=storage or str(folder / _JOURNAL),
             want="an optuna storage URL such as sqlite:///search.db, or none",
         ) from e
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that was not finished: whoever wrote it was killed, and what follows it could not be read."""
+    if journal.exists() and not (text := journal.read_bytes()).endswith(b"\n"):
+        journal.write_bytes(text[: text.rfind(b"\n") + 1])

@@ -289,3 +289,15 @@ def test_a_model_that_is_none_is_told_before_work(folder: Path, monkeypatch: pyt
     with pytest.raises(ModelError):
         search(folder, world, {})
     assert world.tasks == []
+
+
+def test_a_journal_that_a_killed_search_left_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its lock nor half a line keeps the next one from going on."""
+    search(folder, World(monkeypatch), {"max_trials": 1})
+    (journal,) = (folder / "runs").glob(".*.search/search.journal")
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "trial')
+    world = World(monkeypatch)
+    search(folder, world, {"max_trials": 2})
+    assert [task.depth for task in world.tasks] == ["evaluate"]
+    assert b'"trial{' not in journal.read_bytes()
