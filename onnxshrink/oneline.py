@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
@@ -22,6 +22,9 @@ from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.search.scheme import Choice, Scheme, choose_scheme
+
+if TYPE_CHECKING:
+    from onnxshrink.search.state import State
 
 
 def quantize(
@@ -76,7 +79,7 @@ def quantize(
         if declined:
             raise ModelError(declined, where=str(model), want="MatMul, Gemm, Conv or the like", fix="keep it as it is")
         report = replace(report, selection=f"{report.selection}; {choice.scheme} scheme: {choice.reason}")
-        _write(Path(folder) / report.name / report.candidate("int8").model, out)
+        _write((Path(folder) / report.name / report.candidate("int8").model).parent, out)
     write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
     return report
 
@@ -122,6 +125,69 @@ def compare(
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+
+
+def fit(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    evaluation: Path | None = None,
+    budget: Mapping[str, Any],
+    threads: int = 1,
+    max_samples: int | None = None,
+    runs: Path = Path("runs"),
+    events: Events | None = None,
+    watch: Callable[[State], None] | None = None,
+) -> Report:
+    """Find the model that keeps every limit of a budget, without training.
+
+    The report is left beside the model, as ``<out>.report.json``; where no model keeps every limit there is no model.
+
+    Args:
+        model: The float ``.onnx`` file.
+        data: Calibration samples, ``.npz``.
+        out: Where to write the ``.onnx`` file that fits.
+        evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
+        budget: As in the config.
+        threads: Threads while latency is measured.
+        max_samples: Use at most this many samples of each file, the first ones.
+        runs: Where trials are kept: a second search goes on from the first.
+        events: Listener for progress of the final measurements.
+        watch: Told the state of the search before and after every trial.
+
+    Returns:
+        The report; its winner is None where nothing fits, and its ``selection`` says what to relax.
+
+    Raises:
+        ShrinkError: Something the user can fix.
+    """
+    from onnxshrink.search.budget import fit as search
+
+    _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
+    require_output(out, model, data, evaluation or data)
+    if "max_accuracy_drop" in budget and LABELS not in zipped_arrays(evaluation or data):
+        raise ConfigError(
+            f"accuracy cannot be measured: {evaluation or data} has no array {LABELS!r}",
+            where="max_accuracy_drop",
+            got=", ".join(sorted(zipped_arrays(evaluation or data))),
+            want=f"{LABELS!r}, one class for each sample",
+            fix="add them, or limit the drift of the outputs: min_sqnr_db 20",
+        )
+    config = _config(
+        model,
+        calibration=data,
+        evaluation=evaluation or data,
+        max_samples=max_samples,
+        stages=[{"kind": "optimize"}],
+        targets=[{"threads": threads}],
+        budget=dict(budget),
+    ).model_copy(update={"name": f"fit-{model.stem}"})
+    report = search(config, runs=runs, events=events, watch=watch)
+    if report.winner is not None:
+        _write((runs / report.name / report.candidate(report.winner).model).parent, out)
+    write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
+    return report
 
 
 def _choice(scheme: Scheme | Literal["auto"], model: Path, data: Path, stage: Mapping[str, Any]) -> Choice:
@@ -181,12 +247,12 @@ def _config(
 
 
 def _write(made: Path, out: Path) -> None:
-    """Put the finished model at ``out`` by renames, its external data beside it.
+    """Put the finished model of a folder at ``out`` by renames, its external data beside it.
 
     Raises:
         StoreError: It cannot be written.
     """
-    for file in sorted(made.parent.iterdir(), key=lambda path: path.name == ONNX_FILE):  # the model last
+    for file in sorted(made.iterdir(), key=lambda path: path.name == ONNX_FILE):  # the model last
         target = out if file.name == ONNX_FILE else out.with_name(file.name)
         part = target.with_name(f".{target.name}.part")
         try:

@@ -16,32 +16,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from onnxshrink.config.gates import Gates
 from onnxshrink.config.run import RunConfig
-from onnxshrink.config.source import OnnxSource
-from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
-from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
+from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
-from onnxshrink.core.report import Candidate, Report, Verdict
+from onnxshrink.core.report import Candidate, Report
 from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
+from onnxshrink.rows import Latencies, Proof, judged, measure, not_made, prove, united
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import model_inputs, preflight
-from onnxshrink.stages.references import original_of, reference_of
 from onnxshrink.stages.together import run_trainings, trains
-from onnxshrink.verify.accuracy import Scores
-from onnxshrink.verify.across import compare_targets, parted
+from onnxshrink.verify.across import parted
 from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unexplained, unlabelled, unpaid, unproven
-from onnxshrink.verify.evidence import load_quality, save_quality
-from onnxshrink.verify.gates import judge, select
-from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.gates import select
 from onnxshrink.verify.placement import misplaced
-from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
+from onnxshrink.verify.verify import Latency
 
 Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
 """Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
+
+Further: TypeAlias = Callable[[Sequence[Candidate]], Sequence[RunConfig]]
+"""Looks at the rows that were measured, and names configs whose variants are to be compared as well; none when done."""
+
+Conclude: TypeAlias = Callable[[Report], tuple[Report, Mapping[str, str]]]
+"""Has the last word on a report before anything is written, and gives further files of its folder, name to text."""
 
 
 def run(
@@ -52,6 +54,9 @@ def run(
     events: Events | None = None,
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
+    parts: Sequence[RunConfig] = (),
+    further: Further | None = None,
+    conclude: Conclude | None = None,
     leave: Leave | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
@@ -63,6 +68,10 @@ def run(
         events: Listener for progress.
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
+        parts: Configs with the same data and targets whose variants are compared in one report, where they do not share
+            a trunk; ``config`` says how they are judged, and the report has the config of the winner's part.
+        further: Asked for more of them, each time that all so far were measured.
+        conclude: Has the last word on the report.
         leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
 
     Returns:
@@ -75,22 +84,26 @@ def run(
     name = config.name or "run"
     require_own(runs / name)
     with search_path(base):
-        preflight(config)
+        for part in (parts := tuple(parts) or (config,)):
+            preflight(part)
         leader = _leader(config, processes, events)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
         if leader is not None:
             run_trainings(config, memo)
             leader.dismiss()
-        trunk = memo.fold(memo.open(config.model), config.stages)
-        branches, failures = _branches(config, memo, trunk, candidates or {})
-        rows = list(_rows(config, memo, trunk, branches))
-        _look_for_leaks(config, memo, rows[0].reference)
-        qualities = _measure_qualities(config, memo, rows, events)
-        latencies = _measure_latencies(config, rows, events)
-        measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
-        idle = list(unpaid(config, rows, measured, events))
-    measured += [_not_made(name, failure) for name, failure in failures.items()]
+        proofs: list[Proof] = []
+        known: Latencies = {}
+        fresh: Sequence[RunConfig] = parts
+        while fresh:
+            proofs += [prove(part, memo, candidates or {}, events) for part in fresh]
+            proof = united(proofs)
+            measured = measure(proof, config, known, events)
+            fresh = further(measured) if further else ()
+            parts += tuple(fresh)
+        idle = list(unpaid(config, proof.rows, measured, events))
+    measured += [not_made(name, failure) for name, failure in proof.failures.items()]
     winner, selection = select(measured, config.select)
+    config = _of_winner(config, parts, winner)
     report = Report(
         name=name,
         config=config.model_dump(mode="json"),
@@ -103,28 +116,70 @@ def run(
         seconds=round(time.perf_counter() - started, 3),
         warnings=(
             *memo.warnings,
-            *unproven(config, memo.data_key),
-            *unlabelled(config, {spec.name for spec in model_inputs(config)}),
-            *guessing(measured),
-            *noisy(config, measured),
+            *_caveats(config, parts, measured, memo),
             *unexplained(config, measured, runs / name, candidates or {}),
             *idle,
-            *disturbed(config, measured),
-            *misplaced(measured),
-            *parted(measured),
-            *undecided(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
     )
-    models = {row.name: row.artifact for row in rows}
+    report, texts = conclude(report) if conclude else (report, {})
+    models = {row.name: row.artifact for row in proof.rows}
     with TemporaryDirectory(dir=runs, prefix=".bundle.") as scratch:
         bundle = Path(scratch) / BUNDLE_FOLDER
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        publish(report, models, runs / report.name, bundle)
+        publish(report, models, runs / report.name, bundle, texts)
     return report
+
+
+def evaluate(
+    config: RunConfig, *, runs: Path = Path("runs"), base: Path = Path(), events: Events | None = None
+) -> tuple[Candidate, ...]:
+    """All of a run but the clock: every variant is made and its quality measured, and nothing is left but the store.
+
+    May run beside others of its kind, in other processes as well.
+
+    Args:
+        config: What to do.
+        runs: Folder of the store.
+        base: The config file's folder, where the user's modules may lie.
+        events: Listener for progress.
+
+    Returns:
+        The rows of the report, without latency and verdicts; one for each variant that could not be made, too.
+
+    Raises:
+        ShrinkError: Something the user can fix.
+    """
+    events = events or Silent()
+    with search_path(base):
+        preflight(config)
+        memo = Memo(Store(runs / ".store"), config.data, config.seed, events)
+        proof = prove(config, memo, {}, events)
+    ungated = config.model_copy(update={"gates": Gates()})
+    rows = (judged(*row, Latency(()), ungated) for row in zip(proof.rows, proof.qualities, strict=True))
+    return (*rows, *(not_made(name, failure) for name, failure in proof.failures.items()))
+
+
+def _of_winner(config: RunConfig, parts: Sequence[RunConfig], winner: str | None) -> RunConfig:
+    """The config with stages and variants of the part that the winner is from."""
+    part = next((part for part in parts if winner in part.variants), config)
+    return config.model_copy(update={"model": part.model, "stages": part.stages, "variants": part.variants})
+
+
+def _caveats(config: RunConfig, parts: Sequence[RunConfig], measured: Sequence[Candidate], memo: Memo) -> Iterator[str]:
+    """What the figures do not show by themselves."""
+    yield from unproven(config, memo.data_key)
+    yield from unlabelled(config, {spec.name for spec in model_inputs(config)})
+    yield from guessing(measured)
+    for part in parts:
+        yield from noisy(part.model_copy(update={"gates": config.gates}), measured)
+    yield from disturbed(config, measured)
+    yield from misplaced(measured)
+    yield from parted(measured)
+    yield from undecided(measured)
 
 
 def _with_bundle(report: Report, facts: Facts | None) -> Report:
@@ -148,125 +203,3 @@ def _leader(config: RunConfig, processes: int, events: Events) -> Leader | None:
         events.warned(f"nothing in this config trains: one process does it all, and {processes - 1} have ended")
         return None
     return Leader(processes)
-
-
-def _branches(
-    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], candidates: Mapping[str, Path]
-) -> tuple[dict[str, list[Artifact]], dict[str, ShrinkError]]:
-    """Every variant's artifacts, trunk first, and the variants whose model cannot be made: they cost no other.
-
-    Raises:
-        ShrinkError: None of them can be made, or one fails for a reason that is not the model's.
-    """
-    branches: dict[str, list[Artifact]] = {}
-    failures: dict[str, ShrinkError] = {}
-    for name, tail in config.variants.items():
-        try:
-            if name in candidates:
-                branches[name] = [trunk[0], memo.open(OnnxSource(onnx=candidates[name]), name)]
-            else:
-                branches[name] = [*trunk, *memo.fold(trunk[-1], tail, f"{name}/")[1:]]
-        except (ModelError, ParityError) as e:
-            failures[name] = e
-    if not branches:
-        raise next(iter(failures.values()))
-    return branches, failures
-
-
-def _rows(
-    config: RunConfig, memo: Memo, trunk: Sequence[Artifact], branches: Mapping[str, Sequence[Artifact]]
-) -> Iterator[Row]:
-    """Original, reference and variants, each with the reference it is measured against."""
-    references = {
-        name: reference_of(memo, stages, branches[name]) for name, stages in config.branches() if name in branches
-    }
-    first = next(iter(references.values()))
-    original = original_of(config, memo, trunk, branches)
-    if original is not None:
-        yield Row(original[0], "original", original[1], first)
-    for reference in dict.fromkeys(references.values()):
-        name = "reference" if reference == first else f"reference-{_first_name(references, reference)}"
-        yield Row(name, "reference", reference, reference)
-    for name, chain in branches.items():
-        yield Row(name, "variant", chain[-1], references[name])
-
-
-def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
-    """A step whose warnings name evaluation samples that the stages have seen; `unproven` tells equal roles."""
-    needed = {role for _, chain in config.branches() for stage in chain for role in stage.needs}
-    evaluation = memo.data_key("evaluation")
-    roles = [role for role in sorted(needed) if memo.data_key(role) not in (None, evaluation)]
-    if evaluation is None or not roles:
-        return
-    key = {"reference": reference.digest, "data": {role: memo.data_key(role) for role in (*roles, "evaluation")}}
-
-    def work(_: Path) -> Facts:
-        return find_leaks(config.data, roles, reference)
-
-    memo.once("health", "health", key, "evidence", work, uses={"onnx"})
-
-
-def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], events: Events) -> list[Quality]:
-    """Footprint, drift and accuracy of every row: memoized, for they depend on nothing but their inputs."""
-    qualities: list[Quality] = []
-    first: Artifact | None = None
-    for row in rows:
-        original = qualities[0].scores if qualities else None
-        key = {
-            "role": row.role,
-            "candidate": row.artifact.digest,
-            "reference": row.reference.digest,
-            "original": first.digest if first else None,
-            "data": memo.data_key("evaluation"),
-            "targets": [target.outputs_key() for target in config.targets],
-            "seed": config.seed,
-        }
-
-        def work(out: Path, row: Row = row, original: Mapping[str, Scores] | None = original) -> Facts:
-            quality = measure_quality(
-                name=row.name,
-                role=row.role,
-                artifact=row.artifact,
-                reference=row.reference,
-                original_scores=original,
-                config=config,
-                events=events,
-            )
-            save_quality(compare_targets(quality, row, config, events), out)
-            return {}
-
-        evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})
-        qualities.append(load_quality(evidence.path))
-        first = first or evidence
-    return qualities
-
-
-def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -> list[Latency]:
-    """Measured now, alone, every time; rows that are equal byte for byte share one measurement."""
-    known: dict[tuple[Artifact, Artifact], Latency] = {}
-    for row in rows:
-        pair = row.artifact, row.reference
-        if pair not in known:
-            known[pair] = measure_latency(
-                name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
-            )
-    return [known[row.artifact, row.reference] for row in rows]
-
-
-def _judged(row: Row, quality: Quality, latency: Latency, config: RunConfig) -> Candidate:
-    """One row of the report: what was measured, and what the gates make of it."""
-    metrics = (*quality.metrics, *latency.metrics)
-    verdicts = judge(config.gates, metrics, config.targets) if row.role == "variant" else ()
-    folder = f"variants/{row.name}" if row.role == "variant" else row.name
-    details = {**quality.details, **latency.details}
-    return Candidate(row.name, row.role, f"{folder}/{ONNX_FILE}", row.artifact.digest, metrics, verdicts, details)
-
-
-def _not_made(name: str, failure: ShrinkError) -> Candidate:
-    """The row of a variant without a model."""
-    verdict = Verdict("completed", 1.0, "failed", f"it could not be made: {failure.what}")
-    return Candidate(name, "variant", "", "", (), (verdict,))
-
-
-def _first_name(names: Mapping[str, Artifact], artifact: Artifact) -> str:
-    return next(name for name, value in names.items() if value == artifact)

@@ -73,18 +73,24 @@ class Level(StrEnum):
 
 
 @contextmanager
-def listening(*, quiet: bool, as_json: bool) -> Iterator[tuple[Any, Console]]:
-    """A listener for progress and the console for the result; progress goes to standard error."""
+def listening(*, quiet: bool, as_json: bool, searching: bool = False) -> Iterator[tuple[Any, Console]]:
+    """A listener for progress and the console for the result; progress goes to standard error.
+
+    The listener of a search has ``watch`` as well, but where nobody listens.
+    """
     from rich.console import Console
 
     from onnxshrink.core.events import Silent
-    from onnxshrink.report.progress import listener
 
     console = Console(quiet=quiet or as_json)
     with redirect_stdout(sys.stderr):  # what the user's own code prints is no part of the result
         if quiet or as_json:
             yield Silent(), console
             return
+        if searching:
+            from onnxshrink.report.search import search_listener as listener
+        else:
+            from onnxshrink.report.progress import listener
         with listener(Console(stderr=True)) as events:
             yield events, console
 
@@ -99,3 +105,17 @@ def show(report: Report, console: Console, *, folder: Path | None = None, as_jso
         typer.echo(report.selection, err=True)
     else:
         print_report(report, console, folder)
+
+
+def show_search(report: Report, console: Console, folder: Path, *, as_json: bool) -> None:
+    """Print what a search came to and its report for people, or the report as JSON."""
+    from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE
+    from onnxshrink.report.search import print_search
+    from onnxshrink.search.document import read_search
+
+    if not (as_json or console.quiet):
+        print_search(read_search(folder / SEARCH_FILE), console)
+    show(report, console, folder=folder, as_json=as_json)
+    console.print(
+        f"  search  {folder / SEARCH_FILE}, to plot {SEARCH_TABLE}", highlight=False, markup=False, soft_wrap=True
+    )

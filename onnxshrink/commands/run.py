@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from onnxshrink.commands.options import AsJson, Quiet, listening, show
+from onnxshrink.commands.options import AsJson, Quiet, listening, show, show_search
 
 
 def run(
@@ -30,14 +30,23 @@ def run(
     number, processes = launched()
     if processes > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch warns of says nothing to the user
-    if number > 0:
+    if number > 0 and settings.budget is None:
         from onnxshrink.stages.together import follow
 
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
         follow(settings, base=config.parent)
         return 0
-    from onnxshrink.pipeline import run as run_pipeline
     from onnxshrink.regress.bundle import leave_bundle
+
+    if settings.budget is not None:
+        from onnxshrink.search.budget import fit
+
+        with listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
+            watch = getattr(events, "watch", None)
+            report = fit(settings, runs=runs, base=config.parent, events=events, watch=watch, leave=leave_bundle)
+        show_search(report, console, runs / report.name, as_json=as_json)
+        return 0 if report.winner else 1
+    from onnxshrink.pipeline import run as run_pipeline
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
         report = run_pipeline(

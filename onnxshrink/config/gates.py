@@ -87,6 +87,10 @@ class Gates(Model):
     """Smallest share of the samples for which the float reference's winning class wins, of any 2-D output."""
     max_size: SizeBytes | None = None
     """Largest model file, external data included."""
+    max_compressed_size: SizeBytes | None = None
+    """Largest model as gzip, as app stores and registries ship it."""
+    max_macs: Annotated[int, Field(gt=0), NO_SWITCH] | None = None
+    """Most multiply-accumulates of one sample."""
     max_latency_ratio: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
     """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
     max_latency_ms: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
@@ -97,6 +101,12 @@ class Gates(Model):
     """Smallest share of the multiply-accumulates that must run in integer kernels; 1.0 is all of them."""
     strict: bool = False
     """Let an inconclusive gate fail."""
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits that are given, by name."""
+        values = {name: getattr(self, name) for name in Gates.model_fields if name != "strict"}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 Select: TypeAlias = Literal["smallest", "fastest", "most_accurate"]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import Model
+from onnxshrink.config.budget import Budget
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
@@ -49,6 +50,8 @@ class RunConfig(Model):
     """Which of the variants that pass every gate wins."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
+    budget: Budget | None = None
+    """What the result must fit into; with it, variants are searched for instead of only compared."""
 
     def branches(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
         """Every variant with its whole chain, trunk first."""
@@ -145,25 +148,59 @@ class RunConfig(Model):
                     "the same samples every time",
                     "crop in place of random_crop, and no flip",
                 )
+        yield from self._limit_misfits(("gates",), self.gates)
+        wishes = {"fastest": "latency", "most_accurate": "accuracy_drop"}
+        yield from self._wish_misfits(("select",), wishes.get(self.select))
+        if self.budget is not None:
+            yield from self._limit_misfits(("budget",), self.budget)
+            yield from self._wish_misfits(("budget", "minimize"), self.budget.minimize)
+            yield from self._budget_misfits(self.budget)
+
+    def _limit_misfits(self, at: tuple[str, ...], gates: Gates) -> Iterator[PydanticCustomError]:
+        """Limits that nothing would be measured for."""
         evaluation = self.data.evaluation
-        if self.gates.max_accuracy_drop is not None and (evaluation is None or evaluation.metric is None):
+        if gates.max_accuracy_drop is not None and (evaluation is None or evaluation.metric is None):
             yield _misfit(
-                ("gates", "max_accuracy_drop"),
+                (*at, "max_accuracy_drop"),
                 "there is nothing to measure accuracy with",
                 "data.evaluation with a metric and labels",
                 "data: {evaluation: {npz: …, metric: top1}}",
             )
         for gate in ("min_sqnr_db", "max_abs_error", "min_top1_agreement"):
-            if getattr(self.gates, gate) is not None and evaluation is None:
-                yield _misfit(("gates", gate), "there is nothing to measure drift on", "data.evaluation")
-        clocked = any(target.latency for target in self.targets)
-        for gate in ("max_latency_ratio", "max_latency_ms"):
-            if getattr(self.gates, gate) is not None and not clocked:
-                yield _misfit(("gates", gate), "latency is measured on no target", "a target with `latency: true`")
-        if self.select == "fastest" and not clocked:
-            yield _misfit(("select",), "latency is measured on no target", "a target with `latency: true`")
-        if self.select == "most_accurate" and (evaluation is None or evaluation.metric is None):
-            yield _misfit(("select",), "there is nothing to measure accuracy with", "data.evaluation with a metric")
+            if getattr(gates, gate) is not None and evaluation is None:
+                yield _misfit((*at, gate), "there is nothing to measure drift on", "data.evaluation")
+        for gate in ("max_latency_ratio", "max_latency_ms", "max_peak_memory"):
+            if getattr(gates, gate) is not None and not self._clocked:
+                yield _misfit((*at, gate), "latency is measured on no target", "a target with `latency: true`")
+
+    @property
+    def _clocked(self) -> bool:
+        return any(target.latency for target in self.targets)
+
+    def _wish_misfits(self, at: tuple[str, ...], wish: str | None) -> Iterator[PydanticCustomError]:
+        """What cannot be small because it is not measured."""
+        evaluation = self.data.evaluation
+        if wish == "latency" and not self._clocked:
+            yield _misfit(at, "latency is measured on no target", "a target with `latency: true`")
+        if wish == "accuracy_drop" and (evaluation is None or evaluation.metric is None):
+            yield _misfit(at, "there is nothing to measure accuracy with", "data.evaluation with a metric")
+
+    def _budget_misfits(self, budget: Budget) -> Iterator[PydanticCustomError]:
+        """Families of which this config could try nothing."""
+        missing: dict[str, str] = {}
+        if self.data.calibration is None:
+            missing |= dict.fromkeys(("static", "mixed", "quantization_aware"), "data.calibration")
+        if self.data.train is None:
+            missing["quantization_aware"] = "data.train"
+        if not any(isinstance(stage, Export) for stage in self.stages):
+            missing["quantization_aware"] = "a torch network as the model, and {kind: export} in `stages`"
+        if not any(isinstance(stage, PruneChannels) and stage.pruning_ratio is not None for stage in self.stages):
+            missing["pruned"] = "{kind: prune_channels, pruning_ratio: 0.5} in `stages`"
+        for index, family in enumerate(budget.families or ()):
+            if family in missing:
+                yield _misfit(
+                    ("budget", "families", index), f"nothing of the family {family!r} can be tried", missing[family]
+                )
 
     def export_settings(self) -> Export:
         """How networks beside the trunk, such as the teacher, are exported: as the config's first `export` says."""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Events(Protocol):
-    """A listener. Every method returns at once and never raises."""
+    """A listener. Every method returns at once; none raises but to end the work, with what is no `Exception`."""
 
     def started(self, step: str) -> None:
         """``step`` begins to work; it was not in the store."""

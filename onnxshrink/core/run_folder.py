@@ -17,11 +17,19 @@ from onnxshrink.core.report import Report
 REPORT_FILE = "report.json"
 BUNDLE_FOLDER = "bundle"
 """What the winner is checked with later; a folder of the run like its models."""
+SEARCH_FILE, SEARCH_TABLE = "search.json", "search.csv"
+"""What a search leaves beside its report; another run of the same name does not keep them."""
 BISECT_FOLDER = "bisect"
 """What ``onnxshrink bisect`` leaves in a run's folder, or in one where no run has been yet."""
 
 
-def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle: Path | None = None) -> None:
+def publish(
+    report: Report,
+    models: Mapping[str, Artifact],
+    folder: Path,
+    bundle: Path | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
 
     Another run of the same name waits its turn and then replaces the folder in turn.
@@ -31,6 +39,7 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle
         models: Candidate name to artifact.
         folder: ``runs/<name>``.
         bundle: A folder to copy as ``bundle``, if it is there.
+        texts: Further files, name to text.
 
     Raises:
         StoreError: The folder cannot be written, or it holds something that no run has left.
@@ -50,7 +59,8 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle
                 copy_files(models[report.winner], fresh)
             if bundle is not None and bundle.is_dir():
                 shutil.copytree(bundle, fresh / BUNDLE_FOLDER)
-            (fresh / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+            for name, text in {**(texts or {}), REPORT_FILE: report.to_json()}.items():
+                (fresh / name).write_text(text, encoding="utf-8")
             os.sync()
             _carry_over(folder, fresh)
             with contextlib.suppress(FileNotFoundError):
@@ -104,9 +114,10 @@ def _carry_over(old: Path, fresh: Path) -> None:
         return
     report = Report.read(old / REPORT_FILE)
     own = {Path(row.model).parts[0] for row in report.candidates if row.model}
+    own |= {REPORT_FILE, SEARCH_FILE, SEARCH_TABLE}
     own |= {BUNDLE_FOLDER for row in report.candidates if "bundle" in row.details}
     for path in old.iterdir():
-        if path.name not in own | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
+        if path.name not in own and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
 
 

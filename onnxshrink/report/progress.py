@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 FIRST_SECONDS = 2.0
 """Longest silence of a step that tells its progress; what is quicker says nothing on the way."""
@@ -18,12 +18,30 @@ PLAIN_SECONDS = 5.0
 """Least time between two further plain progress lines of one step."""
 
 
-class LiveEvents:
-    """Bars that come and go, and a line for each finished step; for terminals."""
+class _Bars(Progress):
+    """Bars, and what stands above them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, above: Callable[[], Iterable[RenderableType]], *columns: ProgressColumn, **options: Any) -> None:
+        self._above = above
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from self._above()
+        yield from super().get_renderables()
+
+
+class LiveEvents:
+    """Bars that come and go, and a line for each finished step; for terminals.
+
+    Args:
+        console: Where to.
+        above: What stands above the bars, drawn anew with them.
+    """
+
+    def __init__(self, console: Console, above: Callable[[], Iterable[RenderableType]] = tuple) -> None:
         self._console = console
-        self._progress = Progress(
+        self._progress = _Bars(
+            above,
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -66,14 +66,23 @@ def _table(report: Report, target: str | None, width: int, *, titled: bool) -> T
         title=f"on {target}" if titled else None,
         title_justify="left",
     )
-    table.add_column("", no_wrap=True, max_width=max(8, width - numbers))
+    room = max(8, width - numbers)
+    table.add_column("", no_wrap=True, max_width=room)
     for header in headers[1:]:
         justify: Literal["left", "right"] = "left" if header in ("vs reference", "gates") else "right"
         width = max(len(header), *(len(row[headers.index(header)]) for row in rows)) if header else 0
         table.add_column(header, justify=justify, no_wrap=True, min_width=width)
-    for row in rows:
-        table.add_row(*row)
+    for name, *figures in rows:
+        table.add_row(_cut(name, room), *figures)
     return table
+
+
+def _cut(name: Text, room: int) -> Text:
+    """The name in ``room`` columns: names are told apart by their ends as well, and lose their middle."""
+    if len(name) <= room:
+        return name
+    end = (room - 1) // 2
+    return Text(f"{name.plain[: room - 1 - end]}…{name.plain[len(name) - end :]}", style=name.style)
 
 
 def _caption(report: Report) -> str:
@@ -137,7 +146,7 @@ def _print_verdicts(report: Report, console: Console) -> None:
 
 def _task_metric(report: Report) -> str | None:
     """Its name; the user's own is called by its entry point, the one name with a colon in it."""
-    names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics)
+    names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics if m.output is None)  # drift has one
     return next((name for name in names if name in METRIC_NAMES or ":" in name), None)
 
 

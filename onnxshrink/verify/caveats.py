@@ -79,7 +79,7 @@ def noisy(config: RunConfig, candidates: Sequence[Candidate]) -> Iterator[str]:
     """
     chains = dict(config.branches())
     for candidate in candidates:
-        if candidate.role == "variant":
+        if candidate.name in chains:
             yield from find_kernel_error(candidate, chains[candidate.name])
             if config.gates.min_sqnr_db is None:
                 yield from find_noise(candidate, chains[candidate.name])

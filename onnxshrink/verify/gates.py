@@ -38,6 +38,8 @@ _PAIRS = ("latency_pairs", "pairs")
 _RULES = {
     "max_accuracy_drop": _Rule("accuracy_drop", "accuracy drop"),
     "max_size": _Rule("size_bytes", "model size", 1.0, " bytes"),
+    "max_compressed_size": _Rule("compressed_bytes", "compressed size", 1.0, " bytes"),
+    "max_macs": _Rule("macs", "work", 1.0, " MACs"),
     "max_latency_ratio": _Rule("latency_ratio", "latency ratio", 1.0, "", _PAIRS, "raise latency_seconds"),
     "max_latency_ms": _Rule("latency_p50_ms", "p50 latency", 1.0, " ms", _PAIRS, "raise latency_seconds"),
     "max_peak_memory": _Rule(
@@ -46,11 +48,10 @@ _RULES = {
 }
 
 
-_LATENCY_GATES = ("max_latency_ratio", "max_latency_ms", "max_peak_memory")
-_GATES = (
-    "max_accuracy_drop", "min_sqnr_db", "max_abs_error", "min_top1_agreement", "max_size", "max_latency_ratio",
-    "max_latency_ms", "max_peak_memory", "min_integer_coverage",
-)  # fmt: skip
+TIMED = frozenset({"max_latency_ratio", "max_latency_ms", "max_peak_memory"})
+"""Gates that a clock decides, or fresh processes: on the targets with ``latency`` only, and last."""
+
+_ONCE = frozenset({"max_size", "max_compressed_size"})
 
 
 def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) -> tuple[Verdict, ...]:
@@ -67,13 +68,17 @@ def judge(gates: Gates, metrics: Sequence[Metric], targets: Sequence[Target]) ->
     Returns:
         Verdicts in the order of the config's fields, then of the targets.
     """
+    names = [target.name for target in targets]
+    return judge_on(gates, metrics, names, [target.name for target in targets if target.latency])
+
+
+def judge_on(
+    gates: Gates, metrics: Sequence[Metric], names: Sequence[str | None], clocked: Sequence[str | None]
+) -> tuple[Verdict, ...]:
+    """As `judge`, on the targets of these names; ``clocked`` are those on which latency is measured."""
     verdicts = []
-    for gate in _GATES:
-        limit = getattr(gates, gate)
-        if limit is None:
-            continue
-        measured = [target.name for target in targets if target.latency or gate not in _LATENCY_GATES]
-        for target in [None] if gate == "max_size" else measured:
+    for gate, limit in gates.limits.items():
+        for target in [None] if gate in _ONCE else clocked if gate in TIMED else names:
             mine = [metric for metric in metrics if metric.target == target]
             verdict = _judge(gate, limit, mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
@@ -195,7 +200,7 @@ def _said(metric: Metric, rule: _Rule) -> str:
 
 
 def _figure(value: float, rule: _Rule) -> str:
-    if rule.unit == " bytes":
+    if rule.unit in (" bytes", " MACs"):
         return f"{value:,.0f}"
     return f"{value * rule.scale:.2f}" if rule.scale > 1 else f"{value:.4g}"
 

@@ -50,3 +50,16 @@ def test_what_was_not_measured_on_a_target_is_not_shown_there() -> None:
     assert "1.25" in on_cpu
     assert "1.25" not in on_plain
     assert on_cpu.count("9.0 kB") == on_plain.count("9.0 kB") == 1
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    """Names of a search end in the number that tells them apart: the middle goes."""
+    names = [f"static_per_channel_mse_compact-{number}" for number in (14, 15)]
+    rows = tuple(
+        Candidate(name, "variant", "", "1", (Metric("size_bytes", 1.0), Metric("top1", 0.5, "ratio", target="cpu")))
+        for name in names
+    )
+    text = StringIO()
+    print_report(Report("r", {}, rows, (), None, "", {}, {}, 1.0), Console(file=text, width=72))
+    assert [line.split()[0][-3:] for line in text.getvalue().splitlines() if "…" in line] == ["-14", "-15"]
+    assert max(map(len, text.getvalue().splitlines())) <= 72

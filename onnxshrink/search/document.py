@@ -1,0 +1,230 @@
+"""What a search leaves beside its report: ``search.json`` with every trial, and ``search.csv`` to plot from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from onnxshrink.core.errors import StoreError
+from onnxshrink.core.report import Report, finite
+from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE
+from onnxshrink.search.attempt import PROBE_SAMPLES
+from onnxshrink.search.constraints import Miss, judge, misses, nearest
+from onnxshrink.search.pareto import dominates
+from onnxshrink.search.record import objectives
+from onnxshrink.search.space import Space
+from onnxshrink.search.state import State
+from onnxshrink.search.trial import Trial, describe, key_of, name_of, size_of, trial_of, trunk_of
+from onnxshrink.search.wording import breaks, relax
+from onnxshrink.verify.gates import TIMED
+
+SCHEMA = 1
+"""Raised when the meaning of a field changes; adding a field does not raise it."""
+
+_MEASURED = ("size_bytes", "compressed_bytes", "sqnr_db", "accuracy_drop", "latency_ratio")
+
+
+def conclude(space: Space, state: State, report: Report) -> tuple[Report, dict[str, str]]:
+    """The last word on a search.
+
+    Args:
+        space: What was searched.
+        state: What was found.
+        report: Of the finalists, which are named by `name_of`.
+
+    Returns:
+        The report, its ``selection`` telling what to relax where nothing keeps every limit, and the files to leave
+        beside it, name to text.
+    """
+    measured = {candidate.name: candidate.metrics for candidate in report.variants if candidate.digest}
+    joined = replace(
+        state,
+        trials=tuple(
+            replace(trial, metrics=measured[name_of(trial)])
+            if trial.status == "evaluated" and name_of(trial) in measured
+            else trial
+            for trial in state.trials
+        ),
+    )
+    finalists = tuple(trial for trial in joined.evaluated if name_of(trial) in measured)
+    report = replace(report, selection=_selection(report, joined, finalists))
+    document = _document(space, joined, finalists, report)
+    return report, {SEARCH_FILE: json.dumps(document, indent=1, allow_nan=False) + "\n", SEARCH_TABLE: _table(document)}
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """Read ``search.json``.
+
+    Raises:
+        StoreError: There is none, or it is none, or one of a newer schema.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = document["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"the search cannot be read: {e}", where=str(path), want="search.json of a run") from e
+    if schema > SCHEMA:
+        raise StoreError(
+            "the search was written by a newer onnxshrink",
+            where=str(path),
+            got=f"schema {schema}",
+            want=f"schema {SCHEMA} or older",
+            fix="pip install --upgrade onnxshrink",
+        )
+    return document
+
+
+def nearest_misses(state: State, finalists: Sequence[Trial]) -> Iterator[tuple[Trial, tuple[Miss, ...]]]:
+    """The models that would do if one limit were relaxed, the least first; or the one nearest to all of its limits.
+
+    Args:
+        state: With the finalists' latency, where that was measured.
+        finalists: The trials a clock has seen; of the others nothing is said where a clock decides a limit.
+    """
+    budget = state.budget
+    pool = finalists if budget.limits.keys() & TIMED else state.evaluated
+    alone = nearest(budget, pool)
+    for trial in sorted(alone.values(), key=lambda trial: (misses(budget, trial)[0].share, trial.number)):
+        yield trial, misses(budget, trial)
+    broken = [trial for trial in pool if misses(budget, trial)]
+    if not alone and broken:
+        trial = min(broken, key=lambda trial: (misses(budget, trial)[0].share, trial.number))
+        yield trial, misses(budget, trial)
+
+
+def _selection(report: Report, state: State, finalists: Sequence[Trial]) -> str:
+    """Why the winner won, or what to relax."""
+    if report.winner is not None:
+        return report.selection
+    ways = [
+        f"relax {' and '.join(map(relax, missed))}: {_named(trial)} keeps the rest"
+        for trial, missed in nearest_misses(state, finalists)
+    ]
+    return f"no model keeps every limit; {'; or '.join(ways)}" if ways else report.selection
+
+
+def _named(trial: Trial) -> str:
+    trunk = describe(trunk_of(trial.point))
+    return f"{name_of(trial)} ({trunk})" if trunk else name_of(trial)
+
+
+def _document(space: Space, state: State, finalists: Sequence[Trial], report: Report) -> dict[str, Any]:
+    best, beaten = state.best, dict(_reasons(state))
+    winner = next((trial for trial in finalists if name_of(trial) == report.winner), None)
+    return {
+        "schema": SCHEMA,
+        "name": report.name,
+        "budget": state.budget.model_dump(mode="json", exclude_none=True),
+        "space": {dimension.name: [option.label for option in dimension.options] for dimension in space.dimensions},
+        "n_points": len(space),
+        "counts": state.counts,
+        "seconds": round(state.seconds, 1),
+        "selection": report.selection,
+        "winner": None if winner is None else winner.number,
+        "best": None if best is None else best.number,
+        "front": [trial.number for trial in state.front],
+        "finalists": [trial.number for trial in finalists],
+        "nearest": []
+        if report.winner
+        else [
+            {"trial": trial.number, "misses": [_plain(miss) for miss in missed]}
+            for trial, missed in nearest_misses(state, finalists)
+        ],
+        "history": list(_history(state)),
+        "trials": [_row(state, trial, beaten.get(trial.number), finalists) for trial in state.trials],
+    }
+
+
+def _row(state: State, trial: Trial, reason: str | None, finalists: Sequence[Trial]) -> dict[str, Any]:
+    row = asdict(trial) | {"label": describe(trial.point), "name": None, "limits": {}}
+    if trial.status == "evaluated":
+        row["name"] = name_of(trial)
+        row["limits"] = judge(state.budget, trial, timed=trial in finalists)
+    return row | {"reason": trial.reason or reason}
+
+
+def _plain(miss: Miss) -> dict[str, Any]:
+    return asdict(miss) | {"share": finite(miss.share)}
+
+
+def _history(state: State) -> Iterator[dict[str, Any]]:
+    """Whenever a trial became the best one: its number, its objectives, and the work done until then."""
+    work, best = 0.0, None
+    keeping = {trial.number for trial in state.keeping}
+    for trial in state.trials:
+        work += trial.seconds
+        if trial.status == "evaluated" and trial.number in keeping and (best is None or state.rank(trial) < best):
+            best = state.rank(trial)
+            values = {name: _value(trial, name) for name in ("size_bytes", "accuracy_drop", "sqnr_db")}
+            yield {"trial": trial.number, "work_seconds": round(work, 1), **values}
+
+
+def _reasons(state: State) -> Iterator[tuple[int, str]]:
+    """Why each trial that is not on the front is not there, or was looked at no closer; what a front's trial breaks."""
+    deepest = {key_of(trial.point): trial for trial in state.deepest}
+    on_front = {trial.number for trial in state.front}
+    for trial in state.trials:
+        deeper = deepest[key_of(trial.point)]
+        if deeper.number != trial.number:
+            yield trial.number, f"looked at more closely as trial {deeper.number}"
+            continue
+        too_much = "; ".join(map(breaks, misses(state.budget, trial, timed=False)))
+        if trial.status == "evaluated" and trial.number in on_front:
+            if too_much:
+                yield trial.number, too_much
+        elif trial.status == "evaluated":
+            better = next(t for t in state.front if _equal_or_better(t, trial))
+            yield trial.number, "; ".join(filter(None, (f"{name_of(better)} is no larger and as good", too_much)))
+        elif trial.status == "probed":
+            yield trial.number, _why_pruned(state, trial)
+        elif trial.status == "predicted":
+            size = next((miss for miss in misses(state.budget, trial, timed=False) if miss.limit == "max_size"), None)
+            yield trial.number, breaks(size) if size and size.needed else "the search ended before it was made"
+
+
+def _equal_or_better(one: Trial, other: Trial) -> bool:
+    return objectives(one) == objectives(other) or dominates(objectives(one), objectives(other))
+
+
+def _why_pruned(state: State, trial: Trial) -> str:
+    """Why a probe was not worth all samples."""
+    for miss in misses(state.budget, trial, timed=False):
+        if miss.limit in ("max_size", "max_compressed_size"):
+            return breaks(miss)
+    for other in state.trials:
+        same = trunk_of(other.point) == trunk_of(trial.point)
+        closer = _finite_or_best(other) >= _finite_or_best(trial)
+        if other.status == "probed" and other is not trial and same and size_of(other) <= size_of(trial) and closer:
+            return f"on {PROBE_SAMPLES} samples, {describe(other.point)} is no larger and as near to the reference"
+    return "the search ended before it was measured fully"
+
+
+def _finite_or_best(trial: Trial) -> float:
+    value = _value(trial, "sqnr_db")
+    return float("inf") if value is None else value
+
+
+def _value(trial: Trial, name: str) -> float | None:
+    metric = trial.worst(name)
+    return None if metric is None else metric.value
+
+
+def _table(document: Mapping[str, Any]) -> str:
+    """One row per trial: its point, how far it came, and the numbers to plot."""
+    text = io.StringIO()
+    dimensions = list(document["space"])
+    header = ["number", *dimensions, "status", *_MEASURED, "on_front", "reason"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in document["trials"]:
+        trial = trial_of(row)
+        values = ["" if (value := _value(trial, name)) is None else f"{value:.10g}" for name in _MEASURED]
+        on_front = int(trial.number in document["front"])
+        points = [row["point"][name] for name in dimensions]
+        writer.writerow([trial.number, *points, trial.status, *values, on_front, row["reason"] or ""])
+    return text.getvalue()

@@ -1,0 +1,173 @@
+"""Trials that outlive the process: an optuna study, in a file of the run or in a database that machines share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from onnxshrink.core.drift import IDENTICAL
+from onnxshrink.core.errors import ConfigError, DependencyError
+from onnxshrink.search.pareto import Objectives
+from onnxshrink.search.space import Dimension, Space
+from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of, trial_of, trunk_of
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+BLOCK = 64
+"""So many trunks are all tried, in an order of our own; of more, optuna draws as many at a time."""
+
+_TRIAL = "trial"
+_JOURNAL = "search.journal"
+_INFINITE = 1e9
+
+
+class Record:
+    """The trials of one search, in the order in which they were added.
+
+    Args:
+        name: Names the search: a digest of all that can change a trial.
+        space: Where the trials lie.
+        storage: An optuna storage URL; None keeps a journal file in ``folder``.
+        folder: Of the journal; made if it is not there.
+        seed: Of the sampler.
+
+    Raises:
+        ConfigError: The storage cannot be opened.
+        DependencyError: optuna is not installed.
+    """
+
+    def __init__(self, name: str, space: Space, *, storage: str | None, folder: Path, seed: int) -> None:
+        self._space, self._seed = space, seed
+        self._study = _open(name, storage, folder)
+        texts = (frozen.user_attrs.get(_TRIAL) for frozen in self._study.get_trials(deepcopy=False))
+        self.trials: list[Trial] = [trial_of(json.loads(text)) for text in texts if text is not None]
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial."""
+        _add(self._study, trial, self._space.dimensions)
+        self.trials.append(trial)
+
+    def trunks(self) -> list[Point]:
+        """The trunks that the search may come to now; more of them once all of these were tried, if there are more.
+
+        The same trials give the same trunks.
+
+        Source: Watanabe, "Tree-Structured Parzen Estimator", 2023; many objectives as in Ozaki et al., GECCO 2020.
+        """
+        dimensions = [dimension for dimension in self._space.dimensions if dimension.name != SCHEME]
+        n_trunks = math.prod(len(dimension.options) for dimension in dimensions)
+        if n_trunks <= BLOCK:
+            return list({key_of(trunk_of(point)): trunk_of(point) for point in self._space.points()}.values())
+        tried = {key_of(trunk_of(trial.point)) for trial in self.trials if trial.status != "predicted"}
+        pool: dict[str, Point] = {}
+        while len(pool) < n_trunks and pool.keys() <= tried:
+            seen = [trial for trial in self.trials if key_of(trunk_of(trial.point)) in pool]
+            pool |= _sampled(dimensions, seen, pool.keys(), self._seed + len(pool), min(BLOCK, n_trunks - len(pool)))
+        return list(pool.values())
+
+
+def objectives(trial: Trial) -> Objectives:
+    """Bytes and loss of quality of an evaluated trial: the accuracy drop, or else the drift in dB below zero.
+
+    A quality that has no value, as of outputs that are not finite, is the worst of all.
+    """
+    drop = trial.worst("accuracy_drop")
+    if drop is None:
+        return size_of(trial), drift_db(trial)
+    return size_of(trial), _INFINITE if drop.value is None else drop.value
+
+
+def drift_db(trial: Trial) -> float:
+    """The worst drift in dB below the signal: the less, the better; where none was measured, all are alike."""
+    sqnr = trial.worst("sqnr_db")
+    if sqnr is None or (sqnr.value is None and sqnr.note == IDENTICAL):
+        return -_INFINITE
+    return _INFINITE if sqnr.value is None else -sqnr.value
+
+
+def _sampled(
+    dimensions: Sequence[Dimension], seen: Sequence[Trial], known: Container[str], seed: int, count: int
+) -> dict[str, Point]:
+    """``count`` trunks that are not in ``known``, drawn where the evaluated trials were good."""
+    import optuna
+
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=BLOCK // 2)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    for trial in seen:
+        if trial.status == "evaluated":
+            _add(study, trial, dimensions)
+    found: dict[str, Point] = {}
+    while len(found) < count:
+        asked = study.ask(_distributions(dimensions))
+        trunk = {name: str(label) for name, label in asked.params.items()}
+        if key_of(trunk) not in known:
+            found.setdefault(key_of(trunk), trunk)
+        study.tell(asked, state=optuna.trial.TrialState.FAIL)  # not run here: it must not count as a result
+    return found
+
+
+def _distributions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution
+
+    return {
+        dimension.name: CategoricalDistribution([option.label for option in dimension.options])
+        for dimension in dimensions
+    }
+
+
+def _add(study: Study, trial: Trial, dimensions: Sequence[Dimension]) -> None:
+    from optuna.trial import TrialState, create_trial
+
+    done = trial.status == "evaluated" and math.isfinite(size_of(trial))
+    study.add_trial(
+        create_trial(
+            state=TrialState.COMPLETE if done else TrialState.PRUNED,
+            params={dimension.name: trial.point[dimension.name] for dimension in dimensions},
+            distributions=_distributions(dimensions),
+            values=list(objectives(trial)) if done else None,
+            user_attrs={_TRIAL: json.dumps(asdict(trial), allow_nan=False)},
+        )
+    )
+
+
+def _open(name: str, storage: str | None, folder: Path) -> Study:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as e:
+        raise DependencyError(
+            "a search needs optuna, and it is not installed", want="the search extra", fix="pip install optuna"
+        ) from e
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        kept: Any = storage
+        if storage is None:
+            # A lock of the kernel's: optuna's own is a file, which a killed process leaves, and the next one waits for.
+            lock: Any = FileLock(folder / f"{_JOURNAL}.lock")
+            with lock:
+                _mend(folder / _JOURNAL)
+            kept = optuna.storages.JournalStorage(JournalFileBackend(str(folder / _JOURNAL), lock))
+        return optuna.create_study(
+            study_name=name, storage=kept, directions=["minimize", "minimize"], load_if_exists=True
+        )
+    except Exception as e:  # sqlalchemy and its drivers raise a dozen types
+        raise ConfigError(
+            f"the storage of the search cannot be opened: {e}",
+            where="budget.storage",
+            got=storage or str(folder / _JOURNAL),
+            want="an optuna storage URL such as sqlite:///search.db, or none",
+        ) from e
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that was not finished: whoever wrote it was killed, and what follows it could not be read."""
+    if journal.exists() and not (text := journal.read_bytes()).endswith(b"\n"):
+        journal.write_bytes(text[: text.rfind(b"\n") + 1])

@@ -1,0 +1,86 @@
+"""Worlds that a search can be tried in without a model: every point has bytes, drift and accuracy by arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxshrink.config.budget import Budget
+from onnxshrink.core.report import Metric
+from onnxshrink.search.attempt import Task
+from onnxshrink.search.known import Known
+from onnxshrink.search.policy import propose
+from onnxshrink.search.space import Dimension, Option, Space
+from onnxshrink.search.trial import SCHEME, Point, Status, Trial, key_of, trunk_of
+
+_STATUS: Mapping[str, Status] = {"predict": "predicted", "probe": "probed", "evaluate": "evaluated"}
+_DEAR = {"mixed": ({"kind": "quantize_mixed"},)}
+
+
+@dataclass
+class World:
+    """Answers tasks, and counts them.
+
+    Attributes:
+        widths: One trunk for each; bytes grow with it, and accuracy.
+        schemes: Name to the bytes of a weight and the drift in dB.
+        failing: Points that cannot be made, by `key_of`.
+        noise: Of a probe, in dB.
+        labelled: Whether accuracy is measured.
+    """
+
+    widths: tuple[int, ...]
+    schemes: Mapping[str, tuple[float, float]]
+    failing: frozenset[str] = frozenset()
+    noise: float = 0.0
+    labelled: bool = True
+    asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def space(self) -> Space:
+        """The space of its points."""
+        trunks = (
+            [Dimension("width", tuple(Option(str(width)) for width in self.widths))] if len(self.widths) > 1 else []
+        )
+        options = tuple(
+            Option(name, tail=_DEAR.get(name, ()), simulate=name.startswith("trained")) for name in self.schemes
+        )
+        return Space({}, (*trunks, Dimension(SCHEME, options)))
+
+    def answer(self, task: Task) -> Trial:
+        """What `attempt` would find."""
+        key = key_of(task.point)
+        self.asked[key, task.depth] += 1
+        if key in self.failing:
+            return Trial(task.number, task.point, "failed", reason="cannot be made")
+        width = int(task.point.get("width", self.widths[0]))
+        share, drift = self.schemes[task.point[SCHEME]]
+        metrics = [Metric("size_bytes", 100 + share * width**2, "bytes")]
+        if task.depth != "predict":
+            shake = self.noise * math.sin(sum(map(ord, key))) if task.depth == "probe" else 0.0
+            metrics.append(Metric("sqnr_db", drift + shake, "dB", output="y"))
+        if task.depth != "predict" and self.labelled:
+            drop = 1 / width + 10 ** (-drift / 20)
+            spread = 0.2 if task.depth == "probe" else 0.0
+            metrics.append(Metric("accuracy_drop", drop, "ratio", drop - spread, drop + spread))
+        return Trial(task.number, task.point, _STATUS[task.depth], tuple(metrics))
+
+    def all(self) -> list[Trial]:
+        """Every point, measured fully; this is not counted."""
+        other = World(self.widths, self.schemes, self.failing, self.noise, self.labelled)
+        found = [other.answer(Task(n, point, "evaluate")) for n, point in enumerate(self.space.points())]
+        return [trial for trial in found if trial.status == "evaluated"]
+
+
+def searched(world: World, budget: Budget, *, width: int = 1, most: int = 10_000) -> list[Trial]:
+    """The trials of a whole search, in order."""
+    space = world.space
+    trunks: dict[str, Point] = {key_of(trunk): trunk for trunk in map(trunk_of, space.points())}
+    trials: list[Trial] = []
+    while tasks := propose(Known(space, budget, list(trunks.values()), trials, width)):
+        trials += [world.answer(task) for task in tasks]
+        if len(trials) > most:
+            raise AssertionError("the search does not end")
+    return trials
