@@ -9,7 +9,8 @@ from onnxshrink.search.constraints import nearest
 from onnxshrink.search.pareto import front
 from onnxshrink.search.record import objectives
 from onnxshrink.search.state import State
-from onnxshrink.search.trial import Trial, likely_time
+from onnxshrink.search.trial import Trial
+from onnxshrink.search.worth import time_of
 from onnxshrink.verify.gates import TIMED
 
 N_FINALISTS = 6
@@ -56,7 +57,7 @@ def further_finalists(state: State, timed: Sequence[Trial]) -> tuple[Trial, ...]
 
 
 def _by_time(state: State) -> list[Trial]:
-    return sorted(state.keeping, key=lambda trial: (likely_time(trial), *state.rank(trial)))
+    return sorted(state.keeping, key=lambda trial: (time_of(trial), *state.rank(trial)))
 
 
 def _distinct(trials: Iterable[Trial], seen: Sequence[Trial] = ()) -> Iterator[Trial]:

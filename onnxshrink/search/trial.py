@@ -98,10 +98,3 @@ def size_of(trial: Trial) -> float:
     """Bytes of a trial's model; infinite where they are not known."""
     metric = trial.worst("size_bytes")
     return math.inf if metric is None or metric.value is None else metric.value
-
-
-def likely_time(trial: Trial) -> float:
-    """Multiply-accumulates, those in integers counted as half: it only orders models that no clock has seen."""
-    macs, coverage = trial.worst("macs"), trial.worst("integer_coverage")
-    share = (coverage.value or 0.0) if coverage else 0.0
-    return ((macs.value or 0.0) if macs else 0.0) * (1 - share / 2)
