@@ -134,7 +134,9 @@ def set_value(document: Any, path: str, value: Any) -> None:
     here = document
     try:
         for step in steps[:-1]:
-            here = here.setdefault(step, {}) if isinstance(step, str) else here[step]
+            here = here.setdefault(step, {}) if isinstance(step, str) else _listed(here)[step]
+        if isinstance(steps[-1], int):
+            here = _listed(here)
         here[steps[-1]] = value
     except (AttributeError, IndexError, KeyError, TypeError) as e:
         raise ConfigError(
@@ -142,6 +144,12 @@ def set_value(document: Any, path: str, value: Any) -> None:
             where="budget.vary",
             want="a path such as stages[1].pruning_ratio or model.args.width",
         ) from e
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return value
 
 
 def space_of(config: RunConfig, budget: Budget, *, base: Path = Path()) -> Space:
