@@ -68,7 +68,7 @@ class Budget(Gates):
     is ended. A later run goes on from what is known."""
     max_trials: Annotated[int, Field(gt=0), NO_SWITCH] | None = None
     """At most this many full evaluations."""
-    families: tuple[Family, ...] | None = None
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] | None = None
     """What to try; by default all that the model, its data and the processor allow."""
     vary: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """Options of this config to search over: path to values, such as `stages[1].pruning_ratio: [0.3, 0.5, 0.7]` or

@@ -42,6 +42,7 @@ from onnxshrink.search.space import Space, space_of
 from onnxshrink.search.state import State
 from onnxshrink.search.trial import Trial, name_of
 from onnxshrink.search.workers import Workers, here, open_workers
+from onnxshrink.search.yardstick import require_yardstick
 
 _LARGEST_RESERVE = 1 / 3
 """Of the time, for the final measurement: it may need more, and a search must have some, too."""
@@ -81,7 +82,8 @@ def fit(
         none, its ``selection`` says which limit to relax and by how much. ``search.json`` beside it has every trial.
 
     Raises:
-        ConfigError: The budget contradicts itself or the config, or this is not the machine it names.
+        ConfigError: The budget contradicts itself or the config, its models cannot be compared, or this is not the
+            machine it names.
         ShrinkError: Something else the user can fix.
     """
     started = clock()
@@ -90,6 +92,7 @@ def fit(
     with search_path(base):
         space = space_of(config, budget, base=base.absolute())
         require_space(space)
+        require_yardstick(config, space)
         name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"
     record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
