@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.report import Metric
+from onnxshrink.core.report import Metric, Outcome
 from onnxshrink.report.progress import PLAIN_SECONDS, LiveEvents, PlainEvents
 from onnxshrink.report.terminal import format_bytes
 from onnxshrink.search.attempt import PROBE_SAMPLES, Depth
-from onnxshrink.search.constraints import misses
+from onnxshrink.search.constraints import judge
 from onnxshrink.search.state import State
 from onnxshrink.search.trial import Trial, describe, size_of, trial_of, trunk_of
 
@@ -163,7 +163,7 @@ def _panel(state: State, seconds_left: float) -> RenderableType:
         best=None if best is None else best.number,
         title="the front so far",
         words=lambda trial: describe(trial.point),
-        standing=lambda trial: Text(_broken(state, trial), style="red"),
+        standing=lambda trial: Text(limits := _broken(state, trial), style=_style(limits)),
     )
     lines: list[RenderableType] = [head, now, table]
     if best is None:
@@ -198,16 +198,25 @@ def _told(state: State, trial: Trial) -> str:
 
 
 def _broken(state: State, trial: Trial) -> str:
-    """The limits that a trial breaks, as far as no clock decides."""
-    names = [miss.limit for miss in misses(state.budget, trial, timed=False)]
-    return f"breaks {', '.join(names)}" if names else ""
+    """The limits that a trial breaks, as far as no clock decides; or else those that nobody knows it to keep."""
+    return _limits(judge(state.budget, trial, timed=False))
+
+
+def _limits(outcomes: Mapping[str, Outcome]) -> str:
+    for outcome, words in (("failed", "breaks"), ("inconclusive", "inconclusive:")):
+        if names := [name for name, found in outcomes.items() if found == outcome]:
+            return f"{words} {', '.join(names)}"
+    return ""
+
+
+def _style(limits: str) -> str:
+    return "red" if limits.startswith("breaks") else "yellow"
 
 
 def _standing(row: Mapping[str, Any], *, on_front: bool) -> Text:
     """What becomes of a row's limits."""
-    failed = [name for name, outcome in row["limits"].items() if outcome == "failed"]
-    if failed:
-        return Text(f"breaks {', '.join(failed)}", style="red")
+    if limits := _limits(row["limits"]):
+        return Text(limits, style=_style(limits))
     if not on_front:
         return Text("not on the front", style="dim")
     return Text("")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxshrink.config.budget import Budget
 from onnxshrink.config.tolerance import in_steps
 from onnxshrink.core.report import Outcome, worst
 from onnxshrink.search.trial import Trial
-from onnxshrink.verify.gates import TIMED, judge_on
+from onnxshrink.verify.gates import TIMED, at_points, judge_on
 
 METRICS: Mapping[str, str] = {
     "max_size": "size_bytes",
@@ -48,6 +48,12 @@ def judge(budget: Budget, trial: Trial, *, timed: bool = True) -> dict[str, Outc
     for verdict in judge_on(gates, trial.metrics, names or [None], clocked or [None]):
         found.setdefault(verdict.gate, []).append(verdict.outcome)
     return {gate: worst(outcomes) for gate, outcomes in found.items()}
+
+
+def leans_over(budget: Budget, trial: Trial) -> bool:
+    """True if a trial breaks a limit that no clock decides as it was measured, if only within noise."""
+    exact = replace(trial, metrics=at_points(trial.metrics))
+    return "failed" in judge(budget, exact, timed=False).values()
 
 
 @dataclass(frozen=True, slots=True)

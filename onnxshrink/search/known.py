@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnxshrink.config.budget import Budget
@@ -13,6 +13,7 @@ from onnxshrink.core.report import Outcome
 from onnxshrink.search.constraints import judge
 from onnxshrink.search.space import Option, Space
 from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of, trunk_of
+from onnxshrink.verify.gates import at_points
 
 SIZES = frozenset({"max_size", "max_compressed_size"})
 """Limits of bytes: of them a prediction tells, before any training."""
@@ -46,6 +47,11 @@ class Known:
     @cached_property
     def _outcomes(self) -> dict[int, dict[str, Outcome]]:
         return {id(trial): judge(self.budget, trial, timed=False) for trial in self.trials}
+
+    @cached_property
+    def _points(self) -> dict[int, dict[str, Outcome]]:
+        exact = ((trial, replace(trial, metrics=at_points(trial.metrics))) for trial in self.trials)
+        return {id(trial): judge(self.budget, point, timed=False) for trial, point in exact}
 
     @cached_property
     def cheap(self) -> tuple[Option, ...]:
@@ -93,12 +99,9 @@ class Known:
     def keeps(self, trial: Trial) -> bool:
         """True if a trial breaks no limit but those of bytes and of the clock.
 
-        A drop counts as it was measured: that it may be less within its noise makes no search stop.
+        Limits are held against what was measured: that it may keep them within its noise makes no search stop.
         """
-        drop, limit = trial.worst("accuracy_drop"), self.budget.max_accuracy_drop
-        if limit is not None and drop is not None and (drop.value is None or drop.value > limit):
-            return False
-        return all(out != "failed" for name, out in self._outcomes[id(trial)].items() if name not in SIZES)
+        return all(out != "failed" for name, out in self._points[id(trial)].items() if name not in SIZES)
 
     def fits(self, trial: Trial) -> bool:
         """True if a trial keeps the limits of bytes."""

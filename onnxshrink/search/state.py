@@ -9,7 +9,7 @@ from functools import cached_property
 
 from onnxshrink.config.budget import Budget
 from onnxshrink.search.attempt import Task
-from onnxshrink.search.constraints import judge
+from onnxshrink.search.constraints import judge, leans_over
 from onnxshrink.search.pareto import Objectives, front
 from onnxshrink.search.record import objectives
 from onnxshrink.search.trial import Status, Trial, key_of, size_of
@@ -57,11 +57,9 @@ class State:
         return min(self.keeping, key=self.rank, default=None)
 
     def rank(self, trial: Trial) -> Objectives:
-        """The order of the evaluated trials: those whose measured drop keeps its limit, then what is wanted small."""
-        limit = self.budget.max_accuracy_drop
-        beyond = limit is not None and trial.worst("accuracy_drop") is not None and objectives(trial)[1] > limit
+        """The order of the evaluated trials: those that keep every limit as measured, then what is wanted small."""
         first = objectives(trial)[1 if self.budget.minimize == "accuracy_drop" else 0]
-        return (float(beyond), first, *objectives(trial))
+        return (float(leans_over(self.budget, trial)), first, *objectives(trial))
 
     @cached_property
     def deepest(self) -> tuple[Trial, ...]:

@@ -88,7 +88,8 @@ def judge_on(
 def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | None, str]:
     """The winner among the variants without a failed gate, and why.
 
-    Ties are broken by the other criteria, then by the config's order. Latencies whose intervals overlap are a tie, so
+    One that breaks a limit as it was measured, if only within noise, comes after those that do not. Ties are broken by
+    the other criteria, then by the config's order. Latencies whose intervals overlap are a tie, so
     that two runs on one machine choose alike. On several targets a variant counts as it does on its worst.
 
     Args:
@@ -117,8 +118,25 @@ def select(candidates: Sequence[Candidate], criterion: Select) -> tuple[str | No
         }
         return orders[criterion]
 
-    winner = min(fit, key=key)
-    return winner.name, _why(winner, criterion, n_fit=len(fit), n_variants=len(variants))
+    pool = [variant for variant in fit if not _leans_over(variant)] or fit
+    winner = min(pool, key=key)
+    kept = "failed no gate" if len(pool) == len(fit) else "kept every limit as measured"
+    return winner.name, _why(winner, criterion, kept, n_fit=len(pool), n_variants=len(variants))
+
+
+def _leans_over(variant: Candidate) -> bool:
+    """True if a gate would have failed by the point estimates alone."""
+    points = at_points(variant.metrics)
+    return any(
+        _judge(verdict.gate, verdict.limit, [m for m in points if m.target == verdict.target]).outcome == "failed"
+        for verdict in variant.verdicts
+        if verdict.outcome == "inconclusive"
+    )
+
+
+def at_points(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """The metrics as if they were exact."""
+    return tuple(replace(metric, lo=None, hi=None) for metric in metrics)
 
 
 def _judge(gate: str, limit: Any, metrics: Sequence[Metric]) -> Verdict:
@@ -223,12 +241,12 @@ def _failed_gates(variant: Candidate) -> str:
     return ", ".join(dict.fromkeys(verdict.gate for verdict in variant.verdicts if verdict.outcome == "failed"))
 
 
-def _why(winner: Candidate, criterion: Select, *, n_fit: int, n_variants: int) -> str:
+def _why(winner: Candidate, criterion: Select, kept: str, *, n_fit: int, n_variants: int) -> str:
     """Why the winner, and what of it a person must know: open gates, and a speed below the reference's."""
-    field = f"{n_fit} variants" + (" that failed no gate" if n_fit < n_variants else "")
+    field = f"{n_fit} variants" + (f" that {kept}" if n_fit < n_variants else "")
     why = f"the {criterion.replace('_', ' ')} of {field}"
     if n_fit == 1:
-        why = "the only variant" + (f" of {n_variants} that failed no gate" if n_variants > 1 else "")
+        why = "the only variant" + (f" of {n_variants} that {kept}" if n_variants > 1 else "")
     parts = [f"selected {winner.name}: {why}"]
     undecided = dict.fromkeys(verdict.gate for verdict in winner.verdicts if verdict.outcome == "inconclusive")
     if undecided:

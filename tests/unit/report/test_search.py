@@ -76,6 +76,20 @@ def test_the_panel_fits_80_columns_and_tells_the_front_the_best_and_the_time_lef
     assert text.count("breaks max_accuracy_drop") == 1
 
 
+def test_what_noise_hides_is_not_called_kept() -> None:
+    """A drop below its limit whose interval is not: neither the panel nor a log claims that the limit is kept."""
+    size, _, sqnr = FOUND[2].metrics
+    noisy = replace(FOUND[2], metrics=(size, Metric("accuracy_drop", 0.004, "ratio", -0.01, 0.02, target="cpu"), sqnr))
+    state = replace(STATE, trials=(noisy,))
+    assert "inconclusive: max_accuracy_drop" in " ".join(panel(state, color=False, width=120).split())
+    text = io.StringIO()
+    plain = PlainSearch(Console(file=text, width=200), Clock())
+    plain.watch(replace(state, trials=()))
+    plain.watch(state)
+    assert "22.1 dB, inconclusive: max_accuracy_drop" in text.getvalue()
+    assert "keeps every limit" not in text.getvalue().replace("none keeps every limit", "")
+
+
 def test_colour_changes_no_character_of_the_panel() -> None:
     """Whoever sees no colour reads the same."""
     bare = re.sub(r"\x1b\[[0-9;]*m", "", panel(STATE, color=True))

@@ -195,6 +195,25 @@ def test_an_open_gate_is_told_and_may_win() -> None:
     assert (name, reason.endswith("inconclusive: max_size")) == ("q", True)
 
 
+def test_what_breaks_a_limit_within_noise_wins_only_where_nothing_keeps_it() -> None:
+    """Small and probably too inaccurate comes after larger and probably not; both are inconclusive."""
+    gates = Gates(max_accuracy_drop=0.01)
+
+    def measured(name: str, size: float, value: float) -> Candidate:
+        metrics = (Metric("size_bytes", size, "bytes"), drop(value, value - 0.02, value + 0.02))
+        return Candidate(name, "variant", "", name, metrics, judge(gates, metrics, CPU))
+
+    over, under, sure = measured("over", 1, 0.012), measured("under", 2, 0.008), measured("sure", 3, -0.02)
+    assert [row.outcome for row in (over, under, sure)] == ["inconclusive", "inconclusive", "passed"]
+    name, why = select([over, under, sure], "smallest")
+    assert name == "under"
+    assert why.startswith("selected under: the smallest of 2 variants that kept every limit as measured; inconclusive")
+    assert (
+        select([over, sure], "smallest")[1] == "selected sure: the only variant of 2 that kept every limit as measured"
+    )
+    assert select([over], "smallest")[0] == "over"
+
+
 def test_no_variant_passed() -> None:
     """Nobody wins, and each variant's failed gates are named."""
     name, reason = select([ROWS[0], ROWS[4]], "smallest")
