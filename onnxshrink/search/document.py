@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report, finite
 from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE
-from onnxshrink.search.attempt import PROBE_SAMPLES
-from onnxshrink.search.constraints import Miss, judge, misses, nearest
-from onnxshrink.search.pareto import dominates
+from onnxshrink.search.constraints import METRICS, Miss, judge, misses, nearest
+from onnxshrink.search.known import SIZES
+from onnxshrink.search.reasons import reasons
 from onnxshrink.search.record import objectives
 from onnxshrink.search.space import Space
 from onnxshrink.search.state import State
-from onnxshrink.search.trial import Trial, describe, key_of, name_of, size_of, trial_of, trunk_of
-from onnxshrink.search.wording import breaks, relax
+from onnxshrink.search.trial import Trial, describe, name_of, trial_of, trunk_of
+from onnxshrink.search.wording import relax, say
 from onnxshrink.verify.gates import TIMED
 
 SCHEMA = 1
@@ -105,7 +106,24 @@ def _selection(report: Report, state: State, finalists: Sequence[Trial]) -> str:
         f"relax {' and '.join(map(relax, missed))}: {_named(trial)} keeps the rest"
         for trial, missed in nearest_misses(state, finalists)
     ]
-    return f"no model keeps every limit; {'; or '.join(ways)}" if ways else report.selection
+    if not ways:
+        return report.selection
+    return "; ".join([f"no model keeps every limit; {'; or '.join(ways)}", *_too_large(state)])
+
+
+def _too_large(state: State) -> Iterator[str]:
+    """That nothing fits, where nothing does, and what the smallest model is."""
+    for limit, metric in METRICS.items():
+        if limit not in SIZES or limit not in state.budget.limits:
+            continue
+        sizes = {trial.number: _value(trial, metric) or math.inf for trial in state.evaluated}
+        smallest = min(state.evaluated, key=lambda trial: (sizes[trial.number], objectives(trial), trial.number))
+        asked = state.budget.limits[limit]
+        if sizes[smallest.number] > asked:
+            drop, sqnr = _value(smallest, "accuracy_drop"), _value(smallest, "sqnr_db")
+            quality = f", accuracy drop {drop:.3g}" if drop is not None else f", {sqnr:.1f} dB" if sqnr else ""
+            size = say(limit, sizes[smallest.number], up=True)
+            yield f"nothing fits {limit} {say(limit, asked)}: the smallest is {_named(smallest)} with {size}{quality}"
 
 
 def _named(trial: Trial) -> str:
@@ -114,7 +132,7 @@ def _named(trial: Trial) -> str:
 
 
 def _document(space: Space, state: State, finalists: Sequence[Trial], report: Report) -> dict[str, Any]:
-    best, beaten = state.best, dict(_reasons(state))
+    best, beaten = state.best, dict(reasons(space, state))
     winner = next((trial for trial in finalists if name_of(trial) == report.winner), None)
     return {
         "schema": SCHEMA,
@@ -162,51 +180,6 @@ def _history(state: State) -> Iterator[dict[str, Any]]:
             best = state.rank(trial)
             values = {name: _value(trial, name) for name in ("size_bytes", "accuracy_drop", "sqnr_db")}
             yield {"trial": trial.number, "work_seconds": round(work, 1), **values}
-
-
-def _reasons(state: State) -> Iterator[tuple[int, str]]:
-    """Why each trial that is not on the front is not there, or was looked at no closer; what a front's trial breaks."""
-    deepest = {key_of(trial.point): trial for trial in state.deepest}
-    on_front = {trial.number for trial in state.front}
-    for trial in state.trials:
-        deeper = deepest[key_of(trial.point)]
-        if deeper.number != trial.number:
-            yield trial.number, f"looked at more closely as trial {deeper.number}"
-            continue
-        too_much = "; ".join(map(breaks, misses(state.budget, trial, timed=False)))
-        if trial.status == "evaluated" and trial.number in on_front:
-            if too_much:
-                yield trial.number, too_much
-        elif trial.status == "evaluated":
-            better = next(t for t in state.front if _equal_or_better(t, trial))
-            yield trial.number, "; ".join(filter(None, (f"{name_of(better)} is no larger and as good", too_much)))
-        elif trial.status == "probed":
-            yield trial.number, _why_pruned(state, trial)
-        elif trial.status == "predicted":
-            size = next((miss for miss in misses(state.budget, trial, timed=False) if miss.limit == "max_size"), None)
-            yield trial.number, breaks(size) if size and size.needed else "the search ended before it was made"
-
-
-def _equal_or_better(one: Trial, other: Trial) -> bool:
-    return objectives(one) == objectives(other) or dominates(objectives(one), objectives(other))
-
-
-def _why_pruned(state: State, trial: Trial) -> str:
-    """Why a probe was not worth all samples."""
-    for miss in misses(state.budget, trial, timed=False):
-        if miss.limit in ("max_size", "max_compressed_size"):
-            return breaks(miss)
-    for other in state.trials:
-        same = trunk_of(other.point) == trunk_of(trial.point)
-        closer = _finite_or_best(other) >= _finite_or_best(trial)
-        if other.status == "probed" and other is not trial and same and size_of(other) <= size_of(trial) and closer:
-            return f"on {PROBE_SAMPLES} samples, {describe(other.point)} is no larger and as near to the reference"
-    return "the search ended before it was measured fully"
-
-
-def _finite_or_best(trial: Trial) -> float:
-    value = _value(trial, "sqnr_db")
-    return float("inf") if value is None else value
 
 
 def _value(trial: Trial, name: str) -> float | None:

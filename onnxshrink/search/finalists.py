@@ -20,7 +20,7 @@ N_FINALISTS = 6
 def first_finalists(state: State) -> tuple[Trial, ...]:
     """What is measured first: the front within the limits, or what is likely to be fast where that is wanted.
 
-    Where nothing is within the limits, the nearest miss of each.
+    Where nothing is within the limits, the nearest miss of each, and the smallest model there is.
 
     Raises:
         ConfigError: The time was too short for a single model.
@@ -33,8 +33,8 @@ def first_finalists(state: State) -> tuple[Trial, ...]:
             fix="allow more time; what was tried is kept",
         )
     if not state.keeping:
-        near = list(_distinct(nearest(state.budget, state.evaluated, timed=False).values()))
-        return _ordered(near[:N_FINALISTS] or state.front[:2])
+        near = nearest(state.budget, state.evaluated, timed=False).values()
+        return _ordered(list(_distinct([*near, *state.front[: 1 if near else 2]]))[:N_FINALISTS])
     if state.budget.minimize == "latency":
         return _ordered(list(_distinct(_by_time(state)))[: 2 * N_FINALISTS])
     points = [objectives(trial) for trial in state.keeping]

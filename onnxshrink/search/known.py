@@ -63,6 +63,26 @@ class Known:
         """The options of the last dimension."""
         return self.space.dimensions[-1].options
 
+    @cached_property
+    def copies(self) -> dict[str, Trial]:
+        """The trunks that gave, byte for byte, a model of another one, by `key_of`; and that model's first trial.
+
+        Different ratios may leave the same channels; what is known of the first such trunk holds for all.
+        """
+        first: dict[tuple[str, str], Trial] = {}
+        found: dict[str, Trial] = {}
+        for trial in self.trials:
+            if trial.digest is None:
+                continue
+            earlier = first.setdefault((trial.point[SCHEME], trial.digest), trial)
+            if trunk_of(earlier.point) != trunk_of(trial.point):
+                found.setdefault(key_of(trunk_of(trial.point)), earlier)
+        return found
+
+    def without_copies(self) -> Known:
+        """The same, of trunks that differ."""
+        return replace(self, trunks=[trunk for trunk in self.trunks if key_of(trunk) not in self.copies])
+
     def find(self, point: Point, *statuses: str) -> Trial | None:
         """The trial of a point with the first of these statuses that it has."""
         mine, label = self._by_trunk.get(key_of(trunk_of(point)), {}), point[SCHEME]

@@ -40,6 +40,7 @@ _Wish: TypeAlias = tuple[Point, Depth]
 def propose(known: Known) -> list[Task]:
     """The next tasks, which may run side by side; none when nothing is left to try."""
     number = 1 + max((trial.number for trial in known.trials), default=-1)
+    known = known.without_copies()
     wishes = next((wishes for step in (_predictions, _goal, _rest) if (wishes := list(step(known)))), [])
     return [Task(number + index, point, depth) for index, (point, depth) in enumerate(wishes)]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from onnxshrink.search.constraints import judge
 from onnxshrink.search.known import SIZES, Known
 from onnxshrink.search.pareto import Objectives, dominates, front, hypervolume
 from onnxshrink.search.record import drift_db, objectives
-from onnxshrink.search.trial import Point, Trial, size_of
+from onnxshrink.search.trial import Point, Trial, size_of, trunk_of
 
 MARGIN_DB = 1.0
 """So much worse a probe must be than another, or than a limit, to be ruled out: it sees only a few samples."""
@@ -37,13 +37,25 @@ def unbeaten(known: Known, trunk: Point, *, inside: bool) -> list[Trial]:
         trunk: The trunk; drift of its models is against one reference, so their probes can be compared.
         inside: Look only at those that fit.
     """
-    probes = [probe for probe in known.of(trunk, "probed") if not inside or known.fits(probe)]
-    likely, numbers = [likely_of(known, probe) for probe in probes], [probe.number for probe in probes]
-    return [
-        probe
-        for probe, mine in zip(probes, likely, strict=True)
-        if not any(_beats(theirs, mine, first=n < probe.number) for n, theirs in zip(numbers, likely, strict=True))
-    ]
+    probes = _compared(known, trunk, inside=inside)
+    return [probe for probe, _ in probes if _better(probe, probes) is None]
+
+
+def beaten_by(known: Known, probe: Trial) -> Trial | None:
+    """The probe of the same trunk that makes this one not worth all samples; None where there is none."""
+    probes = _compared(known, trunk_of(probe.point), inside=known.fits(probe))
+    return _better(probe, probes)
+
+
+def _compared(known: Known, trunk: Point, *, inside: bool) -> list[tuple[Trial, Objectives]]:
+    probes = (probe for probe in known.of(trunk, "probed") if not inside or known.fits(probe))
+    return [(probe, likely_of(known, probe)) for probe in probes]
+
+
+def _better(probe: Trial, probes: Sequence[tuple[Trial, Objectives]]) -> Trial | None:
+    mine = next(likely for other, likely in probes if other is probe)
+    better = (other for other, theirs in probes if _beats(theirs, mine, first=other.number < probe.number))
+    return next(better, None)
 
 
 def _beats(better: Objectives, other: Objectives, *, first: bool) -> bool:
