@@ -121,7 +121,9 @@ def _too_large(state: State) -> Iterator[str]:
         asked = state.budget.limits[limit]
         if sizes[smallest.number] > asked:
             drop, sqnr = _value(smallest, "accuracy_drop"), _value(smallest, "sqnr_db")
-            quality = f", accuracy drop {drop:.3g}" if drop is not None else f", {sqnr:.1f} dB" if sqnr else ""
+            quality = (
+                f", accuracy drop {drop:.3g}" if drop is not None else f", {sqnr:.1f} dB" if sqnr is not None else ""
+            )
             size = say(limit, sizes[smallest.number], up=True)
             yield f"nothing fits {limit} {say(limit, asked)}: the smallest is {_named(smallest)} with {size}{quality}"
 

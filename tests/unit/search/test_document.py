@@ -16,6 +16,7 @@ from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Candidate, Metric, Report
 from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE, publish
 from onnxshrink.search.document import conclude, read_search
+from onnxshrink.search.finalists import first_finalists
 from onnxshrink.search.space import Dimension, Option, Space
 from onnxshrink.search.state import State
 from onnxshrink.search.trial import Status, Trial, name_of, trial_of
@@ -104,6 +105,49 @@ def test_every_trial_has_its_reason_and_the_finalists_their_latency() -> None:
     assert document["trials"][7]["limits"] == {"max_size": "passed", "max_accuracy_drop": "passed"}
     assert (document["winner"], document["best"], document["finalists"]) == (7, 7, [7])
     assert document["counts"] == {"evaluated": 4, "failed": 0, "probed": 1, "predicted": 1}
+
+
+def reasons_of(state: State) -> list[str | None]:
+    """Of each trial."""
+    return [row["reason"] for row in left(state, report_of(state, 7, winner=7))[1]["trials"]]
+
+
+def test_a_probe_that_was_ruled_out_says_what_ruled_it_out() -> None:
+    """The limit that it breaks, the model that beats it, or the network that it is; nothing of a search that ended."""
+    good = trial(7, "static", "evaluated", 9_000, 0.002)
+    beaten = trial(2, "fp16", "probed", 9_600)
+    sqnr = [m for m in beaten.metrics if m.name != "sqnr_db"]
+    beaten = replace(beaten, metrics=(*sqnr, Metric("sqnr_db", 5.0, "dB", target="cpu", output="y")))
+    trials = (
+        trial(0, "static", "probed", 9_000),
+        trial(1, "weights_4", "probed", 7_000, 0.3),
+        beaten,
+        replace(trial(3, "fp32", "probed", 9_700), digest="d"),
+        trial(4, "weights_8", "predicted", 9_900),
+        replace(trial(5, "fp32", "probed", 9_700, width=8), digest="d"),
+        good,
+    )
+    assert reasons_of(replace(STATE, trials=trials)) == [
+        "looked at more closely as trial 7",
+        "on 32 samples, 0.3 breaks max_accuracy_drop 0.01 by 0.29",
+        "on 32 samples, width 16, static is no larger and as near to the reference",
+        "the search ended before it was measured fully",
+        "the search ended before it was made",
+        "its network is that of width 16, byte for byte",
+        None,
+    ]
+
+
+def test_where_nothing_fits_the_smallest_there_is_and_what_it_loses_are_told() -> None:
+    """The most accurate that fits does not exist; what would be lost at the smallest size does, and is timed."""
+    state = replace(STATE, budget=Budget.model_validate({"max_size": "1 kB", "max_accuracy_drop": 0.01}))
+    report, _, _ = left(state, report_of(state, 7, winner=None))
+    assert report.selection == (
+        "no model keeps every limit; relax max_size to 9 kB: static-7 (width 16) keeps the rest; "
+        "nothing fits max_size 1 kB: the smallest is weights_4-9 (width 16) with 7 kB, accuracy drop 0.2"
+    )
+    made = tuple(replace(trial, digest=str(trial.number)) for trial in TRIALS)
+    assert [trial.number for trial in first_finalists(replace(state, trials=made))] == [7, 9]
 
 
 def test_the_history_tells_when_each_best_was_found() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from search_worlds import World, searched
 
 from onnxshrink.config.budget import Budget
+from onnxshrink.search.attempt import Task
 from onnxshrink.search.record import objectives
-from onnxshrink.search.trial import SCHEME
+from onnxshrink.search.trial import SCHEME, Trial
 
 SCHEMES = {"fp32": (4.0, 200.0), "fp16": (2.0, 70.0), "static": (1.0, 30.0), "weights_4": (0.5, 15.0)}
 DEAR = {"mixed": (1.5, 40.0), "trained_static": (1.0, 50.0)}
@@ -67,3 +70,26 @@ def test_workers_begin_different_trunks() -> None:
     world = World((20, 30, 40), SCHEMES)
     one, two = (searched(world, Budget(max_size=10**6), width=width) for width in (1, 2))
     assert {(str(t.point), t.status) for t in one} == {(str(t.point), t.status) for t in two}
+
+
+class Rounded(World):
+    """Widths above 25 leave the same channels: their models are equal byte for byte."""
+
+    def answer(self, task: Task) -> Trial:
+        """Of the network that there really is."""
+        width = min(int(task.point["width"]), 30)
+        trial = super().answer(replace(task, point={**task.point, "width": str(width)}))
+        made = task.depth != "predict"
+        return replace(trial, point=task.point, digest=f"{width} {task.point[SCHEME]}" if made else None)
+
+
+def test_a_trunk_that_turns_out_to_be_another_one_is_left_alone() -> None:
+    """One model of it tells; nothing of it is measured fully, and the front is the same."""
+    trials = searched(Rounded((10, 20, 30, 40, 50), SCHEMES), Budget(max_size=10**6, max_accuracy_drop=0.2))
+    equal = [trial for trial in trials if trial.point["width"] in ("30", "40", "50")]
+    kept = {trial.point["width"] for trial in equal if trial.status == "evaluated"}
+    assert len(kept) == 1
+    for width in {"30", "40", "50"} - kept:
+        assert [trial.status for trial in equal if trial.point["width"] == width].count("probed") <= 1
+    best = Rounded((10, 20, 30), SCHEMES).all()
+    assert {objectives(trial) for trial in trials if trial.status == "evaluated"} <= {objectives(t) for t in best}
