@@ -65,9 +65,13 @@ def digits(folder: Path, _: Path) -> Iterator[Target]:
     yield f"10 kB at one point within 300 s ({seconds:.0f} s)", met and seconds <= 300
     config = load_config(RECIPE, ["budget.time_limit=240", "budget.max_size=1 kB"])
     report, seconds = fitted(config, folder / "refused", RECIPE.parent)
-    ways = "max_size" in report.selection and "max_accuracy_drop" in report.selection
     yield f"1 kB refused within 300 s ({seconds:.0f} s)", report.winner is None and seconds <= 300
-    yield "the smallest that keeps the accuracy and what comes nearest to the size are named", ways
+    keeps = "relax max_size to" in report.selection
+    fits = "relax max_accuracy_drop to" in report.selection or "nothing fits max_size" in report.selection
+    yield (
+        "the smallest that keeps the accuracy is named, and the most accurate that fits, or that none does",
+        keeps and fits,
+    )
 
 
 def efficientnet(folder: Path, photos: Path) -> Iterator[Target]:
@@ -104,7 +108,14 @@ def fitted(config: RunConfig, runs: Path, base: Path) -> tuple[Report, float]:
 
 
 def exhaustive(folder: Path, _: Path) -> Iterator[Target]:
-    """The front of bytes and SQNR of three small networks, with everything measured fully and by the search."""
+    """The front of bytes and SQNR of three small networks, with everything measured fully and by the search.
+
+    The space of each is written by hand, as `search_spaces.small_space` shows: static quantization in every combination
+    of granularity, first and last layer in float, 7 bits and compact form, eight block-wise weights, and what a search
+    adds by itself. Many of these beat each other on every network: a front is short, and that is what lets a search
+    leave most of them out. One trunk, so nothing is predicted, and every point is probed on 32 samples, which is not
+    counted: only measurements on all samples are.
+    """
     for network in spaces.SMALL:
         space, budget = spaces.small_space(network, folder)
         table = spaces.table_of(space, folder / "runs")
@@ -112,9 +123,11 @@ def exhaustive(folder: Path, _: Path) -> Iterator[Target]:
         mine = spaces.evaluated(found)
         best, ours = front_of(every), front_of(mine)
         n_probes = spaces.count(found, "probed")
-        print(f"  {network}: {len(every)} points, {len(best)} on the front; the search measured {len(mine)} fully")
-        print(f"    and looked at {n_probes} on a few samples; {len(best - ours)} points of the front are missed")
-        yield f"{network}: the same front with a third of the evaluations", ours == best and 3 * len(mine) <= len(every)
+        print(f"  {network}: {len(best)} points on the front; full evaluations: {len(every)} of everything,")
+        print(f"    {len(mine)} of the search, beside {n_probes} probes of 32 samples that do not count")
+        print(f"    points of the front that it missed: {len(best - ours)}", flush=True)
+        met = ours == best and 3 * len(mine) <= len(every)
+        yield f"{network}: the same front with at most a third of the full evaluations", met
 
 
 def front_of(trials: Sequence[Trial]) -> set[Objectives]:
@@ -124,7 +137,11 @@ def front_of(trials: Sequence[Trial]) -> set[Objectives]:
 
 
 def random(folder: Path, _: Path) -> Iterator[Target]:
-    """Against chance, on a space of trained networks that was measured beforehand; accuracy is the quality."""
+    """Against chance, on a space of trained networks that was measured beforehand; accuracy is the quality.
+
+    Only full evaluations are counted, as many for both. Beside them the search probes models on 32 samples, and chance
+    does not: what chance reaches with as many full evaluations more as there were probes is printed as well.
+    """
     space, budget = spaces.trained_space(folder)
     table = spaces.table_of(space, folder / "runs")
     every = [spaces.log_bytes(objectives(trial)) for trial in spaces.evaluated(table.full())]
@@ -136,17 +153,17 @@ def random(folder: Path, _: Path) -> Iterator[Target]:
 
     found = spaces.searched(table, budget, n_evaluations=N_EVALUATIONS)
     ours, n_probes = share(found), spaces.count(found, "probed")
-    print(
-        f"  {len(space)} points; {N_EVALUATIONS} full evaluations and {n_probes} probes: {ours:.4f} of the hypervolume"
-    )
+    n_predicted = spaces.count(found, "predicted")
+    print(f"  {len(space)} points; {N_EVALUATIONS} full evaluations, beside {n_probes} probes of 32 samples and")
+    print(f"    {n_predicted} predictions that do not count: {ours:.4f} of the hypervolume", flush=True)
     theirs = {}
     for n_points in (N_EVALUATIONS, N_EVALUATIONS + n_probes):
         drawn = [spaces.random_points(space, seed, n_points) for seed in range(N_SEEDS)]
         theirs[n_points] = [share([table.trials[key_of(point), "evaluate"] for point in points]) for points in drawn]
         low, high = min(theirs[n_points]), max(theirs[n_points])
-        print(f"  {n_points} points by chance: {low:.4f} to {high:.4f}", flush=True)
+        print(f"  {n_points} full evaluations by chance: {low:.4f} to {high:.4f}", flush=True)
     won = sum(ours > other for other in theirs[N_EVALUATIONS])
-    yield f"more than chance with as many evaluations in 9 of 10 seeds ({won})", won >= 0.9 * N_SEEDS
+    yield f"more than chance with as many full evaluations in 9 of 10 seeds ({won})", won >= 0.9 * N_SEEDS
 
 
 SECTIONS = {"digits": digits, "efficientnet": efficientnet, "exhaustive": exhaustive, "random": random}

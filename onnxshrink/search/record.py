@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Sequence
+import random
+from collections.abc import Collection, Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 """So many trunks are all tried, in an order of our own; of more, optuna draws as many at a time."""
+
+_DRAWS = 2
+"""So many draws for each trunk that is wanted: a sampler that is sure of itself draws the same ones again."""
 
 _TRIAL = "trial"
 _JOURNAL = "search.journal"
@@ -45,6 +49,7 @@ class Record:
 
     def __init__(self, name: str, space: Space, *, storage: str | None, folder: Path, seed: int) -> None:
         self._space, self._seed = space, seed
+        self._pool: dict[str, Point] = {}
         self._study = _open(name, storage, folder)
         texts = (frozen.user_attrs.get(_TRIAL) for frozen in self._study.get_trials(deepcopy=False))
         self.trials: list[Trial] = [trial_of(json.loads(text)) for text in texts if text is not None]
@@ -65,12 +70,22 @@ class Record:
         n_trunks = math.prod(len(dimension.options) for dimension in dimensions)
         if n_trunks <= BLOCK:
             return list({key_of(trunk_of(point)): trunk_of(point) for point in self._space.points()}.values())
-        tried = {key_of(trunk_of(trial.point)) for trial in self.trials if trial.status != "predicted"}
-        pool: dict[str, Point] = {}
-        while len(pool) < n_trunks and pool.keys() <= tried:
-            seen = [trial for trial in self.trials if key_of(trunk_of(trial.point)) in pool]
-            pool |= _sampled(dimensions, seen, pool.keys(), self._seed + len(pool), min(BLOCK, n_trunks - len(pool)))
-        return list(pool.values())
+        while len(self._pool) < n_trunks and (n_trials := _until_tried(self._pool, self.trials)) is not None:
+            count = min(BLOCK, n_trunks - len(self._pool))
+            seed = self._seed + len(self._pool)
+            self._pool |= _sampled(dimensions, self.trials[:n_trials], self._pool.keys(), seed, count)
+        return list(self._pool.values())
+
+
+def _until_tried(trunks: Collection[str], trials: Sequence[Trial]) -> int | None:
+    """How many trials there were when the last of these trunks was tried; None if one was not."""
+    left = set(trunks)
+    for count, trial in enumerate(trials, start=1):
+        if not left:
+            return count - 1
+        if trial.status != "predicted":
+            left.discard(key_of(trunk_of(trial.point)))
+    return None if left else len(trials)
 
 
 def objectives(trial: Trial) -> Objectives:
@@ -95,7 +110,7 @@ def drift_db(trial: Trial) -> float:
 def _sampled(
     dimensions: Sequence[Dimension], seen: Sequence[Trial], known: Container[str], seed: int, count: int
 ) -> dict[str, Point]:
-    """``count`` trunks that are not in ``known``, drawn where the evaluated trials were good."""
+    """``count`` trunks that are not in ``known``, drawn where the evaluated trials were good, the rest by chance."""
     import optuna
 
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=BLOCK // 2)
@@ -104,12 +119,19 @@ def _sampled(
         if trial.status == "evaluated":
             _add(study, trial, dimensions)
     found: dict[str, Point] = {}
-    while len(found) < count:
+    for _ in range(_DRAWS * count):
+        if len(found) == count:
+            break
         asked = study.ask(_distributions(dimensions))
         trunk = {name: str(label) for name, label in asked.params.items()}
         if key_of(trunk) not in known:
             found.setdefault(key_of(trunk), trunk)
         study.tell(asked, state=optuna.trial.TrialState.FAIL)  # not run here: it must not count as a result
+    chance = random.Random(seed)  # noqa: S311  nothing secret
+    while len(found) < count:  # it draws what it has drawn before, over and over
+        trunk = {dimension.name: chance.choice(dimension.options).label for dimension in dimensions}
+        if key_of(trunk) not in known:
+            found.setdefault(key_of(trunk), trunk)
     return found
 
 
