@@ -107,8 +107,9 @@ def fit(
         return state
 
     with open_workers(budget.parallel, executor) as workers:
-        _try(space, budget, runs.absolute(), record, pace, workers=workers, look=look)
-    return _measure(config, space, look(), pace, runs=runs, base=base, events=events or Silent(), leave=leave)
+        is_whole = _try(space, budget, runs.absolute(), record, pace, workers=workers, look=look)
+    state = replace(look(), is_whole=is_whole)
+    return _measure(config, space, state, pace, runs=runs, base=base, events=events or Silent(), leave=leave)
 
 
 def _try(
@@ -120,10 +121,11 @@ def _try(
     *,
     workers: Workers,
     look: Callable[..., State],
-) -> None:
-    """Propose and try until nothing is left to try, or no time for it."""
+) -> bool:
+    """Propose and try until nothing is left to try: True; or no time for it, or no evaluation: False."""
     width = budget.parallel.workers if budget.parallel else 1
-    while tasks := _within(propose(Known(space, budget, record.trunks(), record.trials, width)), budget, record.trials):
+    while wanted := propose(Known(space, budget, record.trunks(), record.trials, width)):
+        tasks = _within(wanted, budget, record.trials)
         look(*tasks)
         work = partial(attempt_until, space, runs, time.time() + pace.left)
         n_before = len(record.trials)
@@ -131,7 +133,8 @@ def _try(
             record.add(trial)
             look(*(task for task in tasks if task.number > trial.number))
         if len(record.trials) == n_before:
-            return
+            return False
+    return True
 
 
 def _spread(

@@ -108,7 +108,8 @@ def _selection(report: Report, state: State, finalists: Sequence[Trial]) -> str:
     ]
     if not ways:
         return report.selection
-    return "; ".join([f"no model keeps every limit; {'; or '.join(ways)}", *_too_large(state)])
+    cut = [] if state.is_whole else ["the search ended before all was tried: with more time or trials it goes on"]
+    return "; ".join([f"no model keeps every limit; {'; or '.join(ways)}", *_too_large(state), *cut])
 
 
 def _too_large(state: State) -> Iterator[str]:
@@ -144,6 +145,7 @@ def _document(space: Space, state: State, finalists: Sequence[Trial], report: Re
         "n_points": len(space),
         "counts": state.counts,
         "seconds": round(state.seconds, 1),
+        "is_whole": state.is_whole,
         "selection": report.selection,
         "winner": None if winner is None else winner.number,
         "best": None if best is None else best.number,

@@ -27,6 +27,7 @@ class State:
         seconds: Time spent.
         n_points: Points of the space.
         at_work: What is being tried.
+        is_whole: False if the search ended before all that might do was tried.
     """
 
     budget: Budget
@@ -34,6 +35,7 @@ class State:
     seconds: float
     n_points: int = 0
     at_work: tuple[Task, ...] = ()
+    is_whole: bool = True
 
     @cached_property
     def evaluated(self) -> tuple[Trial, ...]:

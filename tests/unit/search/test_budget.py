@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import onnxshrink.search.budget as module
 import onnxshrink.search.require as require_module
 from onnxshrink.config.load import validate
 from onnxshrink.core.errors import ConfigError, ModelError, ProviderError, ShrinkError
-from onnxshrink.core.report import Candidate, Metric, Verdict
+from onnxshrink.core.report import Candidate, Metric, Report, Verdict
 from onnxshrink.search.attempt import Deadline, Task, TimeUp
 from onnxshrink.search.pace import Pace, expected, final_seconds
 from onnxshrink.search.space import Space
@@ -111,6 +112,13 @@ def test_no_trial_is_begun_that_would_not_end_in_time(folder: Path, monkeypatch:
         assert world.rounds
 
 
+def _is_whole(world: World) -> bool:
+    """What is said of the search at its end."""
+    report = Report("r", {}, (), (), None, "", {}, {}, 1.0)
+    _, texts = world.final["conclude"](report)
+    return bool(json.loads(texts["search.json"])["is_whole"])
+
+
 def test_a_later_search_goes_on_where_time_was_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trials in the same order as a search with all the time, and none of them twice."""
     short = World(monkeypatch)
@@ -120,6 +128,7 @@ def test_a_later_search_goes_on_where_time_was_over(folder: Path, monkeypatch: p
     whole = World(monkeypatch)
     search(folder, whole, {"time_limit": "2 h", "storage": f"sqlite:///{folder}/other.db"})
     assert 0 < len(short.tasks) < len(whole.tasks)
+    assert [_is_whole(world) for world in (short, longer, whole)] == [False, True, True]
     assert short.tasks + longer.tasks == whole.tasks
     again = World(monkeypatch)
     search(folder, again, {"time_limit": "2 h"})

@@ -146,6 +146,11 @@ def test_where_nothing_fits_the_smallest_there_is_and_what_it_loses_are_told() -
         "no model keeps every limit; relax max_size to 9 kB: static-7 (width 16) keeps the rest; "
         "nothing fits max_size 1 kB: the smallest is weights_4-9 (width 16) with 7 kB, accuracy drop 0.2"
     )
+    cut, document, _ = left(replace(state, is_whole=False), report_of(state, 7, winner=None))
+    assert cut.selection == report.selection + (
+        "; the search ended before all was tried: with more time or trials it goes on"
+    )
+    assert document["is_whole"] is False
     made = tuple(replace(trial, digest=str(trial.number)) for trial in TRIALS)
     assert [trial.number for trial in first_finalists(replace(state, trials=made))] == [7, 9]
 
