@@ -21,6 +21,7 @@ from onnxshrink.runtime.graph import input_specs, load_model, opset_of, output_s
 from onnxshrink.runtime.session import Optimization
 from onnxshrink.verify.coverage import Coverage, audit
 from onnxshrink.verify.footprint import measure_footprint
+from onnxshrink.verify.segments import segment_details
 
 _SHOWN = 8
 
@@ -57,6 +58,7 @@ class Inspection:
         """Everything as JSON text, with the coverage's ratio and each island's cause in words."""
         document: dict[str, Any] = asdict(self)
         document["coverage"] |= {"integer_coverage": self.coverage.ratio, "macs": self.coverage.macs}
+        document["coverage"]["segments"] = segment_details(self.coverage.segments)
         for island, row in zip(self.coverage.islands, document["coverage"]["islands"], strict=True):
             row |= {"cause": island.cause, "change": island.change}
         return json.dumps(document, indent=2, allow_nan=False) + "\n"

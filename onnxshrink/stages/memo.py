@@ -191,7 +191,9 @@ class Memo:
 
     def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
         seconds = round(entry.seconds, 3)
-        step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, entry.facts)
+        size = entry.artifact.model_bytes
+        facts = entry.facts if size is None else entry.facts | {"size_bytes": size}
+        step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, facts)
         self._steps[key] = (step, entry.artifact)
         self._events.finished(name, seconds, cached=entry.cached)
 

@@ -26,8 +26,8 @@ CpuClock: TypeAlias = Literal["thread", "process"]
 PRECISE_RATIO = 0.01
 """Measuring ends early once the ratio is known to plus or minus this share of itself."""
 
-MAX_STORED_PAIRS = 2000
-"""Pairs that a report keeps of one measurement."""
+MAX_STORED_PAIRS = 200
+"""Pairs that a report keeps of one measurement, but for one in each round: enough to draw how the times lie."""
 
 _GUARDED = 0.975
 """Confidence of a ratio's interval where its arithmetic holds, so that 95% remain where it does not quite: ending early
@@ -118,7 +118,7 @@ class PairedTimes:
         return True
 
     def to_details(self) -> dict[str, Any]:
-        """The times as plain JSON, whole nanoseconds, a list for each round.
+        """The times as plain JSON, nanoseconds to four digits, a list for each round.
 
         Of more than `MAX_STORED_PAIRS` pairs every ``stored_every``-th of each round is kept.
         """
@@ -132,13 +132,19 @@ class PairedTimes:
             "stored_every": every,
         }
         names = [field.name for field in fields(self) if field.name.endswith("_ns")]
-        return facts | {name: np.rint(getattr(self, name)[:, ::every]).astype(int).tolist() for name in names}
+        return facts | {name: _four_digits(getattr(self, name)[:, ::every]) for name in names}
 
     @cached_property
     def _log_ratios(self) -> Floats:
         """``(n_rounds,)``: logarithm of each round's own ratio."""
         ratios: Floats = np.log(np.median(self.candidate_ns / self.reference_ns, axis=1))
         return ratios
+
+
+def _four_digits(ns: Floats) -> list[list[int]]:
+    steps = 10.0 ** np.maximum(np.floor(np.log10(np.maximum(ns, 1.0))) - 3, 0)
+    rounded: list[list[int]] = (np.rint(ns / steps) * steps).astype(int).tolist()
+    return rounded
 
 
 def latency_metrics(times: PairedTimes, *, target_name: str) -> tuple[Metric, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxshrink.config.data import DataRoles
+from onnxshrink.core.artifact import Kind
 from onnxshrink.core.errors import DependencyError
 from onnxshrink.core.events import Silent
 from onnxshrink.core.store import Store
@@ -48,3 +49,18 @@ def test_what_was_declined_is_told_in_sentences(tmp_path: Path, declined: object
     memo = Memo(Store(tmp_path), DataRoles(), 0, Silent())
     memo.once("step", "kind", {}, "ranges", work, uses={"onnx"})
     assert list(memo.warnings) == told
+
+
+@pytest.mark.parametrize(("kind", "counted"), [("torch", 7), ("onnx", 12), ("ort", 12), ("ranges", None)])
+def test_every_step_that_gives_a_model_says_what_it_weighs(tmp_path: Path, kind: Kind, counted: int | None) -> None:
+    """A network's weights, a model's files, nothing for what is no model; found again it says the same."""
+
+    def work(folder: Path) -> dict[str, object]:
+        (folder / "weights.safetensors").write_bytes(b"weights")
+        (folder / "other").write_bytes(b"other")
+        return {"told": 1}
+
+    for _ in range(2):
+        memo = Memo(Store(tmp_path), DataRoles(), 0, Silent())
+        memo.once("step", "kind", {}, kind, work, uses={"onnx"})
+        assert memo.steps[0].facts == {"told": 1} | ({} if counted is None else {"size_bytes": counted})
