@@ -10,6 +10,7 @@ from onnxshrink.commands.bisect import bisect
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
 from onnxshrink.commands.explain import explain
+from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
 from onnxshrink.commands.run import run
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, compare, inspect, check, sensitivity, explain, bisect, schema):
+for command in (init, run, quantize, compare, inspect, check, sensitivity, explain, bisect, schema):
     app.command()(command)
 
 
