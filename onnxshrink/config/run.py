@@ -16,6 +16,7 @@ from onnxshrink.config.stages import (
     BLOCKS_OPSET,
     Export,
     Finetune,
+    PackageOrt,
     PruneChannels,
     QuantizeStatic,
     QuantizeWeights,
@@ -79,6 +80,7 @@ class RunConfig(Model):
                     "add {kind: export} to `stages`",
                 )
             yield from self._simulated(tail, ("variants", name))
+            yield from self._packaged(tail, ("variants", name))
         yield from self._data_misfits()
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
@@ -126,6 +128,20 @@ class RunConfig(Model):
                     f"opset: {BLOCKS_OPSET} or later",
                     f"{{kind: export, opset: {BLOCKS_OPSET}}}",
                 )
+
+    def _packaged(self, tail: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
+        """Stages that change the model which was packaged before them."""
+        before: Stage | None = None
+        for index, stage in enumerate((*self.stages, *tail)):
+            if isinstance(before, PackageOrt):
+                own = index - len(self.stages)
+                yield _misfit(
+                    ("stages", index) if own < 0 else (*at, own),
+                    f"{stage.kind!r} changes the model that {before.kind!r} has packaged before it",
+                    "the package as the last stage",
+                    f"put {{kind: {before.kind}}} at the end of each variant",
+                )
+            before = stage
 
     def _order(self, stage: Stage, kind: Kind) -> str:
         """What to do about a stage that is given the wrong kind of model."""

@@ -105,6 +105,8 @@ def _carry_over(old: Path, fresh: Path) -> None:
     report = Report.read(old / REPORT_FILE)
     own = {Path(row.model).parts[0] for row in report.candidates if row.model}
     own |= {BUNDLE_FOLDER for row in report.candidates if "bundle" in row.details}
+    if report.winner is not None:  # its files lie at the top as well, such as a package's
+        own |= {path.name for path in (old / report.candidate(report.winner).model).parent.glob("*")}
     for path in old.iterdir():
         if path.name not in own | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
