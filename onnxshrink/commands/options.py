@@ -89,7 +89,9 @@ def listening(*, quiet: bool, as_json: bool) -> Iterator[tuple[Any, Console]]:
             yield events, console
 
 
-def show(report: Report, console: Console, *, folder: Path | None = None, as_json: bool) -> None:
+def show(
+    report: Report, console: Console, *, folder: Path | None = None, config: Path | None = None, as_json: bool
+) -> None:
     """Print a report for people, or as JSON."""
     from onnxshrink.report.terminal import print_report
 
@@ -98,4 +100,4 @@ def show(report: Report, console: Console, *, folder: Path | None = None, as_jso
     elif console.quiet and report.winner is None:
         typer.echo(report.selection, err=True)
     else:
-        print_report(report, console, folder)
+        print_report(report, console, folder, config=config)

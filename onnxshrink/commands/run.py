@@ -43,5 +43,5 @@ def run(
         report = run_pipeline(
             settings, runs=runs, base=config.parent, events=events, processes=processes, leave=leave_bundle
         )
-    show(report, console, folder=runs / report.name, as_json=as_json)
+    show(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1
