@@ -30,14 +30,16 @@ from onnxshrink.core.store import Store
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import model_inputs, preflight
-from onnxshrink.stages.references import original_of, reference_of
+from onnxshrink.stages.references import original_of, quantized_from, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets, parted
 from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unexplained, unlabelled, unpaid, unproven
+from onnxshrink.verify.close_up import look_closer
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.package import slow_packages, with_package, with_package_times
 from onnxshrink.verify.placement import misplaced
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
@@ -110,6 +112,7 @@ def run(
             *noisy(config, measured),
             *unexplained(measured),
             *idle,
+            *slow_packages(measured),
             *disturbed(config, measured),
             *misplaced(measured),
             *parted(measured),
@@ -188,8 +191,9 @@ def _rows(
     for reference in dict.fromkeys(references.values()):
         name = "reference" if reference == first else f"reference-{_first_name(references, reference)}"
         yield Row(name, "reference", reference, reference)
+    stages = dict(config.branches())
     for name, chain in branches.items():
-        yield Row(name, "variant", chain[-1], references[name])
+        yield Row(name, "variant", chain[-1], references[name], *quantized_from(memo, stages[name], chain))
 
 
 def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
@@ -218,6 +222,8 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
             "candidate": row.artifact.digest,
             "reference": row.reference.digest,
             "original": first.digest if first else None,
+            "before": row.before.digest if row.before else None,
+            "calibration": row.calibration.digest if row.calibration else None,
             "data": memo.data_key("evaluation"),
             "targets": [fingerprint(target) for target in config.targets],
             "seed": config.seed,
@@ -233,7 +239,8 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
                 config=config,
                 events=events,
             )
-            save_quality(compare_targets(quality, row, config, events), out)
+            quality = look_closer(quality, row, config)
+            save_quality(with_package(compare_targets(quality, row, config, events), row, config), out)
             return {}
 
         evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})
@@ -248,9 +255,10 @@ def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -
     for row in rows:
         pair = row.artifact, row.reference
         if pair not in known:
-            known[pair] = measure_latency(
+            latency = measure_latency(
                 name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
             )
+            known[pair] = with_package_times(latency, row, config)
     return [known[row.artifact, row.reference] for row in rows]
 
 
