@@ -105,7 +105,8 @@ class Candidate:
             what was measured under which conditions. A topic that was not looked into is left out. ``worst_samples``:
             by target and output, those farthest from the reference's. ``drift_split``: by target, how quantization and
             kernel error were told apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes
-            in integers and in float, with causes, for quantized models.
+            in integers and in float, with causes, for quantized models. ``ranges``: of these, what their tensors are
+            stored with, the worst first. ``nodes``: where their error is born, or why nobody looked.
     """
 
     name: str

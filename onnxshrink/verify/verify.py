@@ -45,12 +45,23 @@ _SAME_FILE = "the reference itself"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model to be measured: its place in the comparison, and what it is compared with."""
+    """A model to be measured: its place in the comparison, and what it is compared with.
+
+    Attributes:
+        name: In the report.
+        role: What the model is to the run.
+        artifact: The model.
+        reference: The float model that drift and latency are measured against.
+        before: Of a quantized model, the float model that was quantized.
+        calibration: Of a statically quantized model, what its ranges come from.
+    """
 
     name: str
     role: Role
     artifact: Artifact
     reference: Artifact
+    before: Artifact | None = None
+    calibration: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True)

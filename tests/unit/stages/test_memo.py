@@ -64,3 +64,33 @@ def test_every_step_that_gives_a_model_says_what_it_weighs(tmp_path: Path, kind:
         memo = Memo(Store(tmp_path), DataRoles(), 0, Silent())
         memo.once("step", "kind", {}, kind, work, uses={"onnx"})
         assert memo.steps[0].facts == {"told": 1} | ({} if counted is None else {"size_bytes": counted})
+
+
+def test_a_run_that_finds_a_step_shows_the_steps_within_it(tmp_path: Path) -> None:
+    """Two levels deep, in the same order and with the same facts as where the work was done, under its own name."""
+
+    def told(memo: Memo, name: str) -> list[tuple[str, str, object]]:
+        def inner(folder: Path) -> dict[str, object]:
+            (folder / "file").write_text("inner", encoding="utf-8")
+            return {"depth": 3}
+
+        def middle(folder: Path) -> dict[str, object]:
+            memo.once(f"{name} ▸ middle ▸ inner", "in", {"at": 3}, "ranges", inner, uses={"onnx"})
+            (folder / "file").write_text("middle", encoding="utf-8")
+            return {"depth": 2}
+
+        def outer(folder: Path) -> dict[str, object]:
+            for _ in range(2):
+                memo.once(f"{name} ▸ middle", "mid", {"at": 2}, "ranges", middle, uses={"onnx"})
+            (folder / "file").write_text("outer", encoding="utf-8")
+            return {"depth": 1}
+
+        memo.once(name, "out", {"at": 1}, "ranges", outer, uses={"onnx"})
+        return [(step.name, step.kind, step.facts) for step in memo.steps]
+
+    fresh = told(Memo(Store(tmp_path), DataRoles(), 0, Silent()), "a")
+    assert [name for name, _, _ in fresh] == ["a ▸ middle ▸ inner", "a ▸ middle", "a"]
+    assert [facts for _, _, facts in fresh] == [{"depth": 3}, {"depth": 2}, {"depth": 1}]
+    assert told(Memo(Store(tmp_path), DataRoles(), 0, Silent()), "a") == fresh
+    renamed = told(Memo(Store(tmp_path), DataRoles(), 0, Silent()), "b")
+    assert [name for name, _, _ in renamed] == ["b ▸ middle ▸ inner", "b ▸ middle", "b"]
