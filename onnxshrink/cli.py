@@ -9,6 +9,7 @@ import typer
 from onnxshrink.commands.bisect import bisect
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
+from onnxshrink.commands.doctor import doctor
 from onnxshrink.commands.explain import explain
 from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (init, run, quantize, compare, inspect, check, sensitivity, explain, bisect, schema):
+for command in (init, run, quantize, compare, inspect, check, sensitivity, explain, bisect, doctor, schema):
     app.command()(command)
 
 
