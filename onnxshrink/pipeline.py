@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -27,6 +28,7 @@ from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Report, Verdict
 from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
+from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import model_inputs, preflight
@@ -40,11 +42,15 @@ from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge, select
 from onnxshrink.verify.leaks import find_leaks
 from onnxshrink.verify.package import slow_packages, with_package, with_package_times
+from onnxshrink.verify.pictures import PICTURES_FILE, draw_pictures, image_input, worst_numbers
 from onnxshrink.verify.placement import misplaced
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
 Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
 """Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
+
+Page: TypeAlias = Callable[[Report], str | None]
+"""Draws a page from a finished report, or None where there is nothing to draw."""
 
 
 def run(
@@ -56,6 +62,7 @@ def run(
     candidates: Mapping[str, Path] | None = None,
     processes: int = 1,
     leave: Leave | None = None,
+    pages: Mapping[str, Page] | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -67,6 +74,7 @@ def run(
         candidates: Variants that were made elsewhere, name to ``.onnx`` file, in place of the config's branch.
         processes: How many train; this is the first, and each other one calls `onnxshrink.stages.together.follow`.
         leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
+        pages: Files to leave beside the report, by name, such as ``MODEL_CARD.md``.
 
     Returns:
         The report, as written to ``report.json``.
@@ -89,6 +97,7 @@ def run(
         rows = list(_rows(config, memo, trunk, branches))
         _look_for_leaks(config, memo, rows[0].reference)
         qualities = _measure_qualities(config, memo, rows, events)
+        pictures = _draw_worst(config, memo, rows, qualities)
         latencies = _measure_latencies(config, rows, events)
         measured = [_judged(*row, config) for row in zip(rows, qualities, latencies, strict=True)]
         idle = list(unpaid(config, rows, measured, events))
@@ -127,7 +136,8 @@ def run(
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        publish(report, models, runs / report.name, bundle)
+        drawn = {page: draw(report) for page, draw in (pages or {}).items()}
+        publish(report, models, runs / report.name, bundle, {PICTURES_FILE: pictures, **drawn})
     return report
 
 
@@ -247,6 +257,18 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
         qualities.append(load_quality(evidence.path))
         first = first or evidence
     return qualities
+
+
+def _draw_worst(config: RunConfig, memo: Memo, rows: Sequence[Row], qualities: Sequence[Quality]) -> str | None:
+    """``pictures.json`` with the samples that drifted most, where they are images; else None."""
+    data, specs = config.data.evaluation, input_specs(load_model(rows[0].reference.model_path))
+    numbers = worst_numbers(quality.details for quality in qualities)
+    if data is None or not numbers or image_input(specs) is None:
+        return None
+    key = {"inputs": list(map(str, specs)), "data": memo.data_key("evaluation"), "samples": numbers}
+    draw = partial(draw_pictures, data, specs, numbers)
+    drawn = memo.once("pictures", "pictures", key, "evidence", draw, uses={"onnx"})
+    return (drawn.path / PICTURES_FILE).read_text(encoding="utf-8")
 
 
 def _measure_latencies(config: RunConfig, rows: Sequence[Row], events: Events) -> list[Latency]:

@@ -38,10 +38,17 @@ def run(
         return 0
     from onnxshrink.pipeline import run as run_pipeline
     from onnxshrink.regress.bundle import leave_bundle
+    from onnxshrink.report.model_card import MODEL_CARD_FILE, model_card
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
         report = run_pipeline(
-            settings, runs=runs, base=config.parent, events=events, processes=processes, leave=leave_bundle
+            settings,
+            runs=runs,
+            base=config.parent,
+            events=events,
+            processes=processes,
+            leave=leave_bundle,
+            pages={MODEL_CARD_FILE: model_card},
         )
     show(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import Model
+from onnxshrink.config.card import Card
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
@@ -50,6 +51,8 @@ class RunConfig(Model):
     """Which of the variants that pass every gate wins."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
+    card: Card = Card()
+    """What the model card says besides what was measured."""
 
     def branches(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
         """Every variant with its whole chain, trunk first."""

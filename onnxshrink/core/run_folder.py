@@ -21,7 +21,13 @@ BISECT_FOLDER = "bisect"
 """What ``onnxshrink bisect`` leaves in a run's folder, or in one where no run has been yet."""
 
 
-def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle: Path | None = None) -> None:
+def publish(
+    report: Report,
+    models: Mapping[str, Artifact],
+    folder: Path,
+    bundle: Path | None = None,
+    pages: Mapping[str, str | None] | None = None,
+) -> None:
     """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
 
     Another run of the same name waits its turn and then replaces the folder in turn.
@@ -31,6 +37,7 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle
         models: Candidate name to artifact.
         folder: ``runs/<name>``.
         bundle: A folder to copy as ``bundle``, if it is there.
+        pages: Name of a file beside the report to its text; with None an earlier run's goes, and none is written.
 
     Raises:
         StoreError: The folder cannot be written, or it holds something that no run has left.
@@ -51,8 +58,11 @@ def publish(report: Report, models: Mapping[str, Artifact], folder: Path, bundle
             if bundle is not None and bundle.is_dir():
                 shutil.copytree(bundle, fresh / BUNDLE_FOLDER)
             (fresh / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
+            for name, text in (pages or {}).items():
+                if text is not None:
+                    (fresh / name).write_text(text, encoding="utf-8")
             os.sync()
-            _carry_over(folder, fresh)
+            _carry_over(folder, fresh, set(pages or ()))
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(old)
             fresh.rename(folder)
@@ -98,7 +108,7 @@ def leave(models: Mapping[str, Artifact], folder: Path) -> None:
         raise _unwritable(e, folder) from e
 
 
-def _carry_over(old: Path, fresh: Path) -> None:
+def _carry_over(old: Path, fresh: Path, pages: set[str]) -> None:
     """Copy what somebody else put into the folder: notes beside the evidence are not ours to delete."""
     if not (old / REPORT_FILE).is_file():
         return
@@ -108,7 +118,7 @@ def _carry_over(old: Path, fresh: Path) -> None:
     if report.winner is not None:  # its files lie at the top as well, such as a package's
         own |= {path.name for path in (old / report.candidate(report.winner).model).parent.glob("*")}
     for path in old.iterdir():
-        if path.name not in own | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
+        if path.name not in own | pages | {REPORT_FILE} and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
 
 

@@ -83,8 +83,8 @@ def slow_packages(rows: Sequence[Candidate]) -> Iterator[str]:
             if (ratio["lo"] or 0.0) > _SLOWER:
                 yield (
                     f"{row.name}: {ORT_FILES[style]} takes {ratio['value']:.2f} ({ratio['lo']:.2f} to "
-                    f"{ratio['hi']:.2f}) times as long as model.onnx on {target}: what ONNX Runtime loads as .ort it does not "
-                    "lay out for the processor; deploy model.onnx where ONNX can be read"
+                    f"{ratio['hi']:.2f}) times as long as model.onnx on {target}: what ONNX Runtime loads as "
+                    ".ort it does not lay out for the processor; deploy model.onnx where ONNX can be read"
                 )
 
 
