@@ -106,7 +106,8 @@ class Candidate:
             by target and output, those farthest from the reference's. ``drift_split``: by target, how quantization and
             kernel error were told apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes
             in integers and in float, with causes, for quantized models. ``ranges``: of these, what their tensors are
-            stored with, the worst first. ``nodes``: where their error is born, or why nobody looked.
+            stored with, the worst first. ``nodes``: where their error is born, or why nobody looked. Beside the report
+            lies ``pictures.json`` with the worst samples, where they are images.
     """
 
     name: str
