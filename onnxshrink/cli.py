@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxshrink.commands.bisect import bisect
+from onnxshrink.commands.card import card
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
 from onnxshrink.commands.doctor import doctor
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (init, run, quantize, compare, inspect, check, sensitivity, explain, bisect, doctor, schema):
+for command in (init, run, quantize, compare, inspect, check, card, sensitivity, explain, bisect, doctor, schema):
     app.command()(command)
 
 

@@ -86,6 +86,16 @@ def test_the_card_tells_the_run_and_its_code_runs(project: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_card_can_be_written_anew(project: Path) -> None:
+    """From the report alone, byte by byte the same; a folder without a report is a mistake that is told."""
+    card = project / "runs/cfg/MODEL_CARD.md"
+    before = card.read_bytes()
+    card.unlink()
+    assert onnxshrink("card", "runs/cfg", cwd=project).returncode == 0
+    assert card.read_bytes() == before
+    assert onnxshrink("card", "runs", cwd=project).returncode == 2
+
+
 def test_a_run_without_the_package_leaves_none_of_it(project: Path) -> None:
     """The next run of the same name takes away the files and the card of the last, and nothing of the user's."""
     run = project / "runs/cfg"
@@ -95,3 +105,4 @@ def test_a_run_without_the_package_leaves_none_of_it(project: Path) -> None:
     left = {path.name for path in run.iterdir()}
     assert not left & (PACKAGE | {"MODEL_CARD.md", "model.onnx", "bundle"})
     assert "notes.txt" in left
+    assert onnxshrink("card", "runs/cfg", cwd=project).returncode == 1
