@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from onnxshrink.config.base import Ratio
 from onnxshrink.config.data import Role
@@ -20,10 +19,10 @@ Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
 OrtStyle: TypeAlias = Literal["fixed", "runtime"]
 """Optimizations that are applied when an ``.ort`` file is written, or noted in it and applied when it is loaded."""
 
-OrtLevel: TypeAlias = Literal["basic", "extended", "all"]
-"""ONNX Runtime's level of graph optimization that an ``.ort`` file is written with."""
+OrtLevel: TypeAlias = Literal["basic", "extended"]
+"""ONNX Runtime's level of graph optimization that an ``.ort`` file is written with; higher ones fit one processor."""
 
-OrtPlatform: TypeAlias = Literal["any", "arm", "amd64"]
+OrtPlatform: TypeAlias = Literal["any", "arm"]
 """The processors that an ``.ort`` file is for."""
 
 BLOCKS_OPSET = 21
@@ -213,22 +212,8 @@ class PackageOrt(StageSettings):
     """`fixed` writes ``model.ort`` with all optimizations applied: for the CPU. `runtime` writes
     ``model.with_runtime_opt.ort`` with the basic ones, the others noted for nodes that NNAPI or CoreML leave."""
     level: OrtLevel = "extended"
-    """Level of the optimizations. `all` needs a `platform`; no level writes a layout for one width of vectors."""
+    """Level of the optimizations; those above `extended` would tie the file to a kind of processor."""
     platform: OrtPlatform = "any"
-    """Processors that the files are for; `arm` keeps signed 8-bit activations, the others make them unsigned."""
+    """Processors that the files are for; `arm` keeps signed 8-bit activations, `any` makes them unsigned."""
     type_reduction: bool = True
     """List the element types of each required operator as well, which makes a reduced build smaller still."""
-
-    @model_validator(mode="after")
-    def _portable(self) -> PackageOrt:
-        if self.level == "all" and self.platform == "any":
-            raise PydanticCustomError(
-                "misfit",
-                "{what}",
-                {
-                    "what": "`level: all` writes a graph for one kind of processor",
-                    "want": "level: extended, or the platform that the files are for",
-                    "fix": "add `platform: arm` or `platform: amd64`",
-                },
-            )
-        return self

@@ -107,7 +107,8 @@ class Candidate:
             kernel error were told apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes
             in integers and in float, with causes, for quantized models. ``ranges``: of these, what their tensors are
             stored with, the worst first. ``nodes``: where their error is born, or why nobody looked. Beside the report
-            lies ``pictures.json`` with the worst samples, where they are images.
+            lies ``pictures.json`` with the worst samples, where they are images. ``package``: the ``.ort`` files of a
+            variant and how far their outputs are from it. ``package_times``: by target, how they load and run.
     """
 
     name: str

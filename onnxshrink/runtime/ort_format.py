@@ -27,8 +27,6 @@ REPLAY = {"session.enable_saved_runtime_optimizations": "1"}
 """What a session needs in order to apply the optimizations that a file of style ``runtime`` brings; without it, it runs
 the basic graph. ONNX Runtime asks for it since they act on the graph unchecked: only files that one trusts."""
 
-# Its blocks are as wide as the vectors of the processor that writes the file: another could not run it.
-_HOST_LAYOUT = ("NchwcTransformer",)
 _MODE = "optimization.minimal_build_optimizations"
 
 
@@ -90,9 +88,7 @@ class OrtConversion:
 
     def _optimized(self, model: Path, out: Path | None, config: Mapping[str, str]) -> Session:
         signed = {"session.qdqisint8allowed": str(int(self.platform == "arm"))}
-        return Session(
-            model, optimization=self.level, without=_HOST_LAYOUT, config={**signed, **config}, save_optimized=out
-        )
+        return Session(model, optimization=self.level, config={**signed, **config}, save_optimized=out)
 
 
 def open_ort(path: Path, *, replay: bool = False) -> Session:

@@ -198,13 +198,12 @@ def test_a_host_specific_layout_is_told() -> None:
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
-    """The highest level wants a platform, and nothing may come behind the package."""
+    """A level that ties a file to this machine is none to choose, and nothing may come behind the package."""
     model = nets.artifact_of(nets.cnn(), tmp_path / "model").model_path
     config: dict[str, Any] = {"model": {"onnx": str(model)}}
-    with pytest.raises(ConfigError, match="level: all") as error:
+    with pytest.raises(ConfigError, match="level"):
         validate(config | {"variants": {"a": [{"kind": "package_ort", "level": "all"}]}}, base=tmp_path)
-    assert "platform: arm" in str(error.value.fix)
     with pytest.raises(ConfigError, match="'optimize' changes the model") as error:
         validate(config | {"variants": {"a": [{"kind": "package_ort"}, {"kind": "optimize"}]}}, base=tmp_path)
     assert "variants.a[1]" in str(error.value.where)
-    validate(config | {"variants": {"a": [{"kind": "package_ort", "level": "all", "platform": "arm"}]}}, base=tmp_path)
+    validate(config | {"variants": {"a": [{"kind": "package_ort", "platform": "arm"}]}}, base=tmp_path)
