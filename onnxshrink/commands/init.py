@@ -119,8 +119,7 @@ def _ask(given: dict[str, Any]) -> None:
 
         given["inputs"] = dict([read_input(typer.prompt("Its input", "image=batch,3,224,224"))])
     if given["device"] is None:
-        choices = ", ".join(choice.value for choice in DeviceChoice)
-        given["device"] = typer.prompt(f"Processor it is for ({choices})", "this", type=DeviceChoice).value
+        given["device"] = typer.prompt("Processor it is for", "this", type=DeviceChoice).value
     if given["max_accuracy_drop"] is None:
         given["max_accuracy_drop"] = typer.prompt("Accuracy that may be lost, from 0 to 1", 0.01, type=float)
     if given["max_size"] is None:
