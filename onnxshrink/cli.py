@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from onnxshrink.commands.bisect import bisect
+from onnxshrink.commands.card import card
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
+from onnxshrink.commands.doctor import doctor
 from onnxshrink.commands.explain import explain
 from onnxshrink.commands.fit import fit
+from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
 from onnxshrink.commands.run import run
@@ -26,7 +29,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, fit, compare, inspect, check, sensitivity, explain, bisect, schema):
+for command in (
+    init,
+    run,
+    quantize,
+    fit,
+    compare,
+    inspect,
+    check,
+    card,
+    sensitivity,
+    explain,
+    bisect,
+    doctor,
+    schema,
+):
     app.command()(command)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onnxshrink.commands.options import AsJson, Quiet, listening, show, show_search
+
+if TYPE_CHECKING:
+    from onnxshrink.pipeline import Page
 
 
 def run(
@@ -37,20 +40,35 @@ def run(
         follow(settings, base=config.parent)
         return 0
     from onnxshrink.regress.bundle import leave_bundle
+    from onnxshrink.report.model_card import MODEL_CARD_FILE, model_card
 
+    pages: dict[str, Page] = {MODEL_CARD_FILE: model_card}
     if settings.budget is not None:
         from onnxshrink.search.budget import fit
 
         with listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
-            watch = getattr(events, "watch", None)
-            report = fit(settings, runs=runs, base=config.parent, events=events, watch=watch, leave=leave_bundle)
-        show_search(report, console, runs / report.name, as_json=as_json)
+            report = fit(
+                settings,
+                runs=runs,
+                base=config.parent,
+                events=events,
+                watch=getattr(events, "watch", None),
+                leave=leave_bundle,
+                pages=pages,
+            )
+        show_search(report, console, runs / report.name, config=config, as_json=as_json)
         return 0 if report.winner else 1
     from onnxshrink.pipeline import run as run_pipeline
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
         report = run_pipeline(
-            settings, runs=runs, base=config.parent, events=events, processes=processes, leave=leave_bundle
+            settings,
+            runs=runs,
+            base=config.parent,
+            events=events,
+            processes=processes,
+            leave=leave_bundle,
+            pages=pages,
         )
-    show(report, console, folder=runs / report.name, as_json=as_json)
+    show(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1

@@ -28,7 +28,7 @@ def publish(
     models: Mapping[str, Artifact],
     folder: Path,
     bundle: Path | None = None,
-    texts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str | None] | None = None,
 ) -> None:
     """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
 
@@ -39,7 +39,7 @@ def publish(
         models: Candidate name to artifact.
         folder: ``runs/<name>``.
         bundle: A folder to copy as ``bundle``, if it is there.
-        texts: Further files, name to text.
+        texts: Name of a file beside the report to its text; with None an earlier run's goes, and none is written.
 
     Raises:
         StoreError: The folder cannot be written, or it holds something that no run has left.
@@ -60,9 +60,10 @@ def publish(
             if bundle is not None and bundle.is_dir():
                 shutil.copytree(bundle, fresh / BUNDLE_FOLDER)
             for name, text in {**(texts or {}), REPORT_FILE: report.to_json()}.items():
-                (fresh / name).write_text(text, encoding="utf-8")
+                if text is not None:
+                    (fresh / name).write_text(text, encoding="utf-8")
             os.sync()
-            _carry_over(folder, fresh)
+            _carry_over(folder, fresh, set(texts or ()))
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(old)
             fresh.rename(folder)
@@ -108,14 +109,16 @@ def leave(models: Mapping[str, Artifact], folder: Path) -> None:
         raise _unwritable(e, folder) from e
 
 
-def _carry_over(old: Path, fresh: Path) -> None:
+def _carry_over(old: Path, fresh: Path, texts: set[str]) -> None:
     """Copy what somebody else put into the folder: notes beside the evidence are not ours to delete."""
     if not (old / REPORT_FILE).is_file():
         return
     report = Report.read(old / REPORT_FILE)
     own = {Path(row.model).parts[0] for row in report.candidates if row.model}
-    own |= {REPORT_FILE, SEARCH_FILE, SEARCH_TABLE}
+    own |= {REPORT_FILE, SEARCH_FILE, SEARCH_TABLE} | texts
     own |= {BUNDLE_FOLDER for row in report.candidates if "bundle" in row.details}
+    if report.winner is not None:  # its files lie at the top as well, such as a package's
+        own |= {path.name for path in (old / report.candidate(report.winner).model).parent.glob("*")}
     for path in old.iterdir():
         if path.name not in own and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onnxshrink.config.source import FactorySource
-from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.artifact import WEIGHTS_FILE, Artifact
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.importing import load_entry, source_digest
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime.torch_weights import load_weights
 
 ARCHITECTURE_FILE = "architecture.json"
-WEIGHTS_FILE = "weights.safetensors"
 
 Cut: TypeAlias = tuple[str, bool, tuple[int, ...]]
 """A module's name, whether its output channels were removed (or its input channels), and their indices at that time."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 from onnxshrink.config.source import FactorySource, ModelSource, OnnxSource
-from onnxshrink.core.artifact import ONNX_FILE, Facts, size_bytes
+from onnxshrink.core.artifact import ONNX_FILE, Facts
 from onnxshrink.core.errors import ModelError
 
 
@@ -54,7 +54,6 @@ def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
     facts: Facts = {
         "parameters": tm.count_parameters(network),
         "macs": tm.count_macs(network, architecture.inputs),
-        "size_bytes": size_bytes(out / tm.WEIGHTS_FILE),
         "inputs": list(map(str, architecture.inputs)),
         "outputs": len(outputs),
     }
@@ -86,4 +85,4 @@ def _open_onnx(path: Path, out: Path) -> Facts:
         save_model(model, out)
     else:
         shutil.copy(path, out / ONNX_FILE)
-    return facts | {"size_bytes": size_bytes(out)}
+    return facts

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from ruamel.yaml import YAML
 
-from onnxshrink.config.data import NpzData
+from onnxshrink.config.data import Data, NpzData
 from onnxshrink.config.stages import Isa
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.events import Events, Silent
@@ -163,7 +163,7 @@ def explain(
 def explain_models(
     reference: onnx.ModelProto,
     candidate: onnx.ModelProto,
-    data: NpzData,
+    data: Data,
     *,
     names: tuple[str, str] = ("reference", "candidate"),
     max_bytes: int = MAX_BYTES,
