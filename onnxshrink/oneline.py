@@ -14,7 +14,7 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import QuantizeDynamic, QuantizeStatic
 from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
-from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.events import Events, Logged
 from onnxshrink.core.report import Report
 from onnxshrink.core.store import require_output, write_atomically
 from onnxshrink.core.tensors import LABELS
@@ -25,11 +25,11 @@ from onnxshrink.search.scheme import Choice, Scheme, choose_scheme
 
 
 def quantize(
-    model: Path,
-    data: Path,
-    out: Path,
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
     *,
-    evaluation: Path | None = None,
+    evaluation: str | Path | None = None,
     scheme: Scheme | Literal["auto"] = "auto",
     stage: Mapping[str, Any] | None = None,
     threads: int = 1,
@@ -49,7 +49,7 @@ def quantize(
         stage: Settings of `QuantizeStatic` or `QuantizeDynamic` that differ from the defaults.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples of each file, the first ones.
-        events: Listener for progress.
+        events: Listener for progress; by default it is logged.
 
     Returns:
         The report; its variant is ``int8``, and its ``selection`` says why the scheme is what it is.
@@ -57,6 +57,8 @@ def quantize(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    model, data, out = Path(model), Path(data), Path(out)
+    evaluation = None if evaluation is None else Path(evaluation)
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
     choice = _choice(scheme, model, data, stage or {})
@@ -70,7 +72,7 @@ def quantize(
         targets=[{"threads": threads}],
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        report = run(config, runs=Path(folder), events=events or Silent())
+        report = run(config, runs=Path(folder), events=events or Logged())
         kind = f"quantize_{choice.scheme}"
         declined = next((step.facts.get("declined") for step in report.steps if step.kind == kind), None)
         if declined:
@@ -82,9 +84,9 @@ def quantize(
 
 
 def compare(
-    reference: Path,
-    candidate: Path,
-    data: Path,
+    reference: str | Path,
+    candidate: str | Path,
+    data: str | Path,
     *,
     metric: str | Mapping[str, Any] | None = None,
     gates: Mapping[str, Any] | None = None,
@@ -102,7 +104,7 @@ def compare(
         gates: Limits, as in the config.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples, the first ones.
-        events: Listener for progress.
+        events: Listener for progress; by default it is logged.
 
     Returns:
         The report; its winner is None where a gate failed.
@@ -110,6 +112,7 @@ def compare(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    reference, candidate, data = Path(reference), Path(candidate), Path(data)
     _require(reference=reference, candidate=candidate, data=data)
     config = _config(
         reference,
@@ -121,7 +124,7 @@ def compare(
         gates=dict(gates or {}),
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+        return run(config, runs=Path(folder), events=events or Logged(), candidates={"candidate": candidate})
 
 
 def _choice(scheme: Scheme | Literal["auto"], model: Path, data: Path, stage: Mapping[str, Any]) -> Choice:

@@ -36,19 +36,9 @@ def run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
         follow(settings, base=config.parent)
         return 0
-    from onnxshrink.pipeline import run as run_pipeline
-    from onnxshrink.regress.bundle import leave_bundle
-    from onnxshrink.report.model_card import MODEL_CARD_FILE, model_card
+    from onnxshrink.api import run_and_leave
 
     with listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = run_pipeline(
-            settings,
-            runs=runs,
-            base=config.parent,
-            events=events,
-            processes=processes,
-            leave=leave_bundle,
-            pages={MODEL_CARD_FILE: model_card},
-        )
+        report = run_and_leave(settings, runs=runs, base=config.parent, events=events, processes=processes)
     show(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1

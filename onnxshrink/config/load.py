@@ -29,11 +29,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, or anything in it is wrong; all mistakes are told at once.
     """
-    document = _read_yaml(path)
-    for override in overrides:
-        _apply(document, override)
+    document = overridden(_read_yaml(path), overrides)
     document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "run")
     return validate(document, base=path.parent, origin=path.name)
+
+
+def overridden(document: MutableMapping[str, Any], overrides: Sequence[str]) -> MutableMapping[str, Any]:
+    """The document itself, changed.
+
+    Args:
+        document: A config as plain values.
+        overrides: Values that take precedence, such as ``stages[0].epochs=2``; the value is YAML.
+
+    Raises:
+        ConfigError: An override cannot be read, or leads nowhere.
+    """
+    for override in overrides:
+        _apply(document, override)
+    return document
 
 
 def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config") -> RunConfig:
