@@ -31,7 +31,7 @@ from onnxshrink.core.store import Store
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
-from onnxshrink.stages.preflight import model_inputs, preflight
+from onnxshrink.stages.preflight import model_inputs, preflight, refuse_labels
 from onnxshrink.stages.references import original_of, quantized_from, reference_of
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.accuracy import Scores
@@ -92,7 +92,9 @@ def run(
         if leader is not None:
             run_trainings(config, memo)
             leader.dismiss()
-        trunk = memo.fold(memo.open(config.model), config.stages)
+        source = memo.open(config.model)
+        refuse_labels(config, next(step.facts.get("classes", ()) for step in memo.steps if step.name == "source"))
+        trunk = memo.fold(source, config.stages)
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
         _look_for_leaks(config, memo, rows[0].reference)

@@ -75,7 +75,9 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
         raise ConfigError(
             f"the config file cannot be read: {e.strerror if isinstance(e, OSError) else 'it is not UTF-8 text'}",
             where=str(path),
+            got=f"a folder that holds {_files_beside(path)}",
             want="a YAML file",
+            fix="check the spelling, or make a config: onnxshrink init",
         ) from e
     try:
         document = YAML(typ="rt").load(text)
@@ -83,7 +85,11 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
         problem = (e.problem or str(e)).strip()
         raise ConfigError(
-            f"the config file is not valid YAML: {problem}", where=f"{path.name}:{line}", want="YAML 1.2, each key once"
+            f"the config file is not valid YAML: {problem}",
+            where=f"{path.name}:{line}",
+            got=text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else "the end of the file",
+            want="YAML 1.2, each key once",
+            fix=_yaml_fix(problem),
         ) from e
     except YAMLError as e:
         raise ConfigError(f"the config file is not valid YAML: {e}", where=path.name, want="YAML 1.2") from e
@@ -95,6 +101,20 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
             want="options such as `model: {onnx: model.onnx}`",
         )
     return document
+
+
+def _files_beside(path: Path) -> str:
+    """The configs in the folder where one was looked for."""
+    names = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    return ", ".join(names[:5]) or "no config"
+
+
+def _yaml_fix(problem: str) -> str:
+    if "duplicate" in problem:
+        return "remove one of the two, or merge them"
+    if r"\t" in problem:
+        return "indent with spaces: YAML takes no tabs"
+    return "look at this line and the one before it: a bracket, a quote, a colon or the indentation"
 
 
 def _apply(document: Any, override: str) -> None:

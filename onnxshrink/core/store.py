@@ -236,6 +236,12 @@ def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None)
     _sync(path.parent)
 
 
+def room_on(folder: Path) -> str:
+    """``12.3 MB free on the disk``: of the nearest folder that is there."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free on the disk of {there}"
+
+
 def _is_intact(path: Path, digest: Digest) -> bool:
     """True if the object is there with the bytes it was made with."""
     try:
@@ -271,6 +277,7 @@ def _told(root: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
         raise StoreError(
             f"the store cannot be used: {e.strerror or e}",
             where=str(e.filename or root),
+            got=room_on(root),
             want="a folder that can be written, with room on the disk",
             fix="free some space, or name another folder: --runs PATH",
         ) from e
