@@ -17,7 +17,7 @@ from onnxshrink.core.errors import ConfigError, ModelError, StoreError
 from onnxshrink.core.events import Events, Logged
 from onnxshrink.core.report import Report
 from onnxshrink.core.store import require_output, write_atomically
-from onnxshrink.core.tensors import LABELS
+from onnxshrink.core.tensors import LABELS, did_you_mean
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.isa import detect_isa
@@ -160,8 +160,13 @@ def _stages(scheme: Scheme, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _require(**files: Path) -> None:
     for name, path in files.items():
         if not path.is_file():
+            beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
             raise ConfigError(
-                f"there is no file {path}", where=name, want="data.npz" if "data" in name else "model.onnx"
+                f"there is no file {path}",
+                where=name,
+                got="a folder" if path.is_dir() else "nothing",
+                want="data.npz" if "data" in name else "model.onnx",
+                fix=did_you_mean(path.name, beside) or "check the spelling; relative paths start at the working folder",
             )
 
 

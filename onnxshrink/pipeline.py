@@ -49,8 +49,8 @@ from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, mea
 Leave: TypeAlias = Callable[[Report, Mapping[str, Artifact], RunConfig, Path], Facts | None]
 """Writes a folder beside the winner, from the report, the models of its rows and the config; gives its facts."""
 
-Page: TypeAlias = Callable[[Report], str | None]
-"""Draws a page from a finished report, or None where there is nothing to draw."""
+Page: TypeAlias = Callable[[Report, str | None], str | None]
+"""Draws a page from a finished report and the text of ``pictures.json``, or None where there is nothing to draw."""
 
 
 def run(
@@ -93,7 +93,8 @@ def run(
             run_trainings(config, memo)
             leader.dismiss()
         source = memo.open(config.model)
-        refuse_labels(config, next(step.facts.get("classes", ()) for step in memo.steps if step.name == "source"))
+        facts = next((step.facts for step in memo.steps if step.name == "source"), {})
+        refuse_labels(config, facts.get("classes", ()))
         trunk = memo.fold(source, config.stages)
         branches, failures = _branches(config, memo, trunk, candidates or {})
         rows = list(_rows(config, memo, trunk, branches))
@@ -138,7 +139,7 @@ def run(
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        drawn = {page: draw(report) for page, draw in (pages or {}).items()}
+        drawn = {page: draw(report, pictures) for page, draw in (pages or {}).items()}
         publish(report, models, runs / report.name, bundle, {PICTURES_FILE: pictures, **drawn})
     return report
 

@@ -200,6 +200,24 @@ def quantized() -> Model:
     return built
 
 
+def torch_file(folder: Path) -> list[str]:
+    """Weights of torch where a model is wanted."""
+    (folder / "model.pt").write_bytes(b"PK weig")
+    return config(ONNX, "model.onnx", "model.pt")(folder)
+
+
+def git_lfs_pointer(folder: Path) -> list[str]:
+    """What ``git clone`` leaves without Git LFS."""
+    (folder / "model.onnx").write_text("version https://git-lfs.github.")
+    return config(ONNX)(folder)
+
+
+def empty(folder: Path) -> list[str]:
+    """A config that was never written."""
+    (folder / "cfg.yaml").touch()
+    return ["run", "cfg.yaml"]
+
+
 def without_its_data(folder: Path) -> list[str]:
     """The ``.onnx`` file was copied and its data file was not."""
     file = "model.onnx.data"
@@ -545,7 +563,53 @@ MISTAKES: dict[str, Mistake] = {
         "exporter: torchscript",
         steps=1,
     ),
+    "torch_file_for_onnx": Mistake(
+        torch_file,
+        "cannot be read as an ONNX model",
+        "model.pt",
+        "7 bytes",
+        "an ONNX model",
+        "onnxshrink init --template vision",
+    ),
+    "git_lfs_pointer": Mistake(
+        git_lfs_pointer, "cannot be read as an ONNX model", "model.onnx", "31 bytes", "an ONNX model", "git lfs pull"
+    ),
+    "no_such_model": Mistake(
+        lambda _: ["quantize", "modle.onnx", "--data", "calib.npz", "-o", "o.onnx"],
+        "there is no file modle.onnx",
+        "model",
+        "nothing",
+        "model.onnx",
+        "did you mean 'model.onnx'?",
+    ),
+    "output_folder": Mistake(
+        lambda _: ["quantize", "model.onnx", "--data", "calib.npz", "-o", "out/o.onnx"],
+        "the output's folder is not there",
+        "out",
+        "nothing",
+        "a folder",
+        "mkdir -p out",
+    ),
+    "output_over_input": Mistake(
+        lambda _: ["quantize", "model.onnx", "--data", "calib.npz", "-o", "model.onnx"],
+        "the output would overwrite an input",
+        "model.onnx",
+        "the same file",
+        "a file of its own",
+        "-o PATH",
+    ),
     # the config
+    "empty_config": Mistake(
+        empty, "the config file holds no options", "cfg.yaml", "an empty file", "options such as", "onnxshrink init"
+    ),
+    "unreadable_override": Mistake(
+        lambda folder: [*config(ONNX)(folder), "--set", "stages[0].epochs"],
+        "cannot be read",
+        "--set",
+        "stages[0].epochs",
+        "path=value",
+        "then = and the value",
+    ),
     "no_config": Mistake(
         lambda _: ["run", "cgf.yaml"],
         "the config file cannot be read",

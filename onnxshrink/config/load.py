@@ -99,6 +99,7 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
             where=path.name,
             got=type(document).__name__ if document is not None else "an empty file",
             want="options such as `model: {onnx: model.onnx}`",
+            fix="write some, or let it be written: onnxshrink init",
         )
     return document
 
@@ -124,7 +125,11 @@ def _apply(document: Any, override: str) -> None:
     spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     if not equals or not steps or spelled != path.strip():
         raise ConfigError(
-            f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
+            f"the override {override!r} cannot be read",
+            where="--set",
+            got=override,
+            want="path=value, such as stages[0].epochs=2",
+            fix="write the path as messages do, then = and the value, all in quotes",
         )
     try:
         value = YAML(typ="safe").load(text)  # plain values: they have no line in the file
