@@ -168,3 +168,13 @@ def test_names_cannot_smuggle_markup_into_a_notebook() -> None:
     assert html.count("<table>") == 2
     assert "0.5 (0.4 to 0.6)" in html
     assert "<td>failed</td>" in html
+
+
+def test_the_reference_of_the_api_is_written_from_its_docstrings(tmp_path: Path) -> None:
+    """As `python tools/dev.py docs` does it: every public name is on the page, without a warning."""
+    pytest.importorskip("pdoc", reason="needs the dev extra")
+    command = [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-directory", str(tmp_path), "onnxshrink"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == ""
+    page = (tmp_path / "onnxshrink.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in page for name in onnxshrink.__all__)
