@@ -81,7 +81,7 @@ def run_and_leave(config: RunConfig, *, runs: Path, base: Path, events: Events, 
         events=events,
         processes=processes,
         leave=leave_bundle,
-        pages={MODEL_CARD_FILE: model_card},
+        pages={MODEL_CARD_FILE: lambda report, _: model_card(report)},
     )
 
 
