@@ -17,6 +17,7 @@ from onnxshrink.core.events import Events, Logged
 from onnxshrink.core.report import Report
 from onnxshrink.pipeline import run as run_pipeline
 from onnxshrink.regress.bundle import leave_bundle
+from onnxshrink.report.html import PAGE_FILE, render_finished
 from onnxshrink.report.model_card import MODEL_CARD_FILE, model_card
 from onnxshrink.report.progress import listener
 
@@ -81,7 +82,7 @@ def run_and_leave(config: RunConfig, *, runs: Path, base: Path, events: Events, 
         events=events,
         processes=processes,
         leave=leave_bundle,
-        pages={MODEL_CARD_FILE: lambda report, _: model_card(report)},
+        pages={MODEL_CARD_FILE: lambda report, _: model_card(report), PAGE_FILE: render_finished},
     )
 
 

@@ -15,6 +15,7 @@ from onnxshrink.commands.explain import explain
 from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
+from onnxshrink.commands.report import report
 from onnxshrink.commands.run import run
 from onnxshrink.commands.schema import schema
 from onnxshrink.commands.sensitivity import sensitivity
@@ -28,7 +29,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (init, run, quantize, compare, inspect, check, card, sensitivity, explain, bisect, doctor, schema):
+for command in (
+    init,
+    run,
+    quantize,
+    compare,
+    inspect,
+    check,
+    report,
+    card,
+    sensitivity,
+    explain,
+    bisect,
+    doctor,
+    schema,
+):
     app.command()(command)
 
 
