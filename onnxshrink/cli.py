@@ -16,6 +16,7 @@ from onnxshrink.commands.fit import fit
 from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
+from onnxshrink.commands.report import report
 from onnxshrink.commands.run import run
 from onnxshrink.commands.schema import schema
 from onnxshrink.commands.sensitivity import sensitivity
@@ -37,6 +38,7 @@ for command in (
     compare,
     inspect,
     check,
+    report,
     card,
     sensitivity,
     explain,

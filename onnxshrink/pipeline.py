@@ -47,8 +47,8 @@ Further: TypeAlias = Callable[[Sequence[Candidate]], Sequence[RunConfig]]
 Conclude: TypeAlias = Callable[[Report], tuple[Report, Mapping[str, str]]]
 """Has the last word on a report before anything is written, and gives further files of its folder, name to text."""
 
-Page: TypeAlias = Callable[[Report], str | None]
-"""Draws a file of a run's folder from its finished report, or None where there is nothing to draw."""
+Page: TypeAlias = Callable[[Report, Mapping[str, str | None]], str | None]
+"""Draws a page from a finished report and the files beside it, name to text, or None where there is nothing to draw."""
 
 
 def run(
@@ -139,8 +139,9 @@ def run(
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        drawn = {page: draw(report) for page, draw in (pages or {}).items()}
-        publish(report, models, runs / report.name, bundle, {PICTURES_FILE: pictures, **texts, **drawn})
+        beside = {PICTURES_FILE: pictures, **texts}
+        drawn = {page: draw(report, beside) for page, draw in (pages or {}).items()}
+        publish(report, models, runs / report.name, bundle, beside | drawn)
     return report
 
 

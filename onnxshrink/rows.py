@@ -16,6 +16,7 @@ from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate, Verdict
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.stages.memo import Memo
+from onnxshrink.stages.preflight import refuse_labels
 from onnxshrink.stages.references import original_of, quantized_from, reference_of
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets
@@ -56,9 +57,12 @@ def prove(config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events:
         events: Listener for progress.
 
     Raises:
-        ShrinkError: No variant can be made, or one fails for a reason that is not the model's.
+        ShrinkError: No variant can be made, one fails for another reason than the model, or labels do not fit it.
     """
-    trunk = memo.fold(memo.open(config.model), config.stages)
+    source = memo.open(config.model)
+    facts = next((step.facts for step in memo.steps if step.name == "source"), {})
+    refuse_labels(config, facts.get("classes", ()))
+    trunk = memo.fold(source, config.stages)
     branches, failures = _branches(config, memo, trunk, candidates)
     rows = tuple(_rows(config, memo, trunk, branches))
     _look_for_leaks(config, memo, rows[0].reference)

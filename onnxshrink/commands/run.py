@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from onnxshrink.commands.options import AsJson, Quiet, listening, show, show_search
-
-if TYPE_CHECKING:
-    from onnxshrink.pipeline import Page
 
 
 def run(
@@ -39,36 +36,17 @@ def run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
         follow(settings, base=config.parent)
         return 0
-    from onnxshrink.regress.bundle import leave_bundle
-    from onnxshrink.report.model_card import MODEL_CARD_FILE, model_card
+    from onnxshrink.api import run_and_leave
 
-    pages: dict[str, Page] = {MODEL_CARD_FILE: model_card}
-    if settings.budget is not None:
-        from onnxshrink.search.budget import fit
-
-        with listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
-            report = fit(
-                settings,
-                runs=runs,
-                base=config.parent,
-                events=events,
-                watch=getattr(events, "watch", None),
-                leave=leave_bundle,
-                pages=pages,
-            )
-        show_search(report, console, runs / report.name, config=config, as_json=as_json)
-        return 0 if report.winner else 1
-    from onnxshrink.pipeline import run as run_pipeline
-
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = run_pipeline(
+    searching = settings.budget is not None
+    with listening(quiet=quiet, as_json=as_json, searching=searching) as (events, console):
+        report = run_and_leave(
             settings,
             runs=runs,
             base=config.parent,
             events=events,
             processes=processes,
-            leave=leave_bundle,
-            pages=pages,
+            watch=getattr(events, "watch", None),
         )
-    show(report, console, folder=runs / report.name, config=config, as_json=as_json)
+    (show_search if searching else show)(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1

@@ -103,12 +103,17 @@ class RunConfig(Model):
                 yield _misfit(
                     loc,
                     f"{stage.kind!r} takes {_a(stage.takes)} model and is given {_a(kind)} model",
-                    f"a stage that takes {kind}",
+                    f"a stage that takes {_a(kind)} model",
                     self._order(stage, kind),
                 )
             for role in stage.needs:
                 if self.data.of(role) is None:
-                    yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
+                    yield _misfit(
+                        loc,
+                        f"{stage.kind!r} needs data.{role}, which is not given",
+                        f"data: {{{role}: …}}",
+                        f"name samples in the config: data: {{{role}: {{npz: samples.npz}}}}",
+                    )
             kind = stage.gives
 
     def _simulated(self, tail: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:

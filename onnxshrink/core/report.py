@@ -179,6 +179,12 @@ class Report:
         """
         return {candidate.name: candidate for candidate in self.candidates}[name]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one row a model, the winner's first column marked."""
+        from onnxshrink.core.notebook import report_table
+
+        return report_table(self)
+
     def to_json(self) -> str:
         """The report as JSON text, what is short on one line; floats that are not finite never get in."""
         return _json_text(asdict(self)) + "\n"

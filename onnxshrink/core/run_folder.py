@@ -13,6 +13,7 @@ from filelock import FileLock
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, files_of
 from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report
+from onnxshrink.core.store import room_on
 
 REPORT_FILE = "report.json"
 BUNDLE_FOLDER = "bundle"
@@ -84,6 +85,7 @@ def require_own(folder: Path) -> None:
         raise StoreError(
             "the run's folder holds files that are not a run's",
             where=str(folder),
+            got="a file" if folder.is_file() else ", ".join(sorted(path.name for path in folder.iterdir())[:5]),
             want="an empty folder, or an earlier run",
             fix="choose another `name` in the config, or another folder: --runs PATH",
         )
@@ -136,6 +138,7 @@ def _unwritable(error: OSError, folder: Path) -> StoreError:
     return StoreError(
         f"the run's folder cannot be written: {error.strerror or error}",
         where=str(error.filename or folder),
+        got=room_on(folder),
         want="a folder that can be written, with room on the disk",
         fix="free some space, or name another folder: --runs PATH",
     )

@@ -77,7 +77,11 @@ class Inspection:
 
 
 def inspect_model(
-    path: Path, target: Target | None = None, *, data: Path | None = None, optimization: Optimization = "all"
+    path: str | Path,
+    target: Target | None = None,
+    *,
+    data: str | Path | None = None,
+    optimization: Optimization = "all",
 ) -> Inspection:
     """Look at an ONNX file and at what ONNX Runtime makes of it.
 
@@ -93,6 +97,7 @@ def inspect_model(
         ModelError: The model cannot be read, loaded or run.
         ProviderError: The target's provider is not there.
     """
+    path, data = Path(path), None if data is None else Path(data)
     for name, file in (("model", path), ("data", data)):
         if file is not None and not file.is_file():
             raise ConfigError(f"there is no file {file}", where=name)

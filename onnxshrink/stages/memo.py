@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -260,6 +261,8 @@ def require_torch(kinds: set[Kind], what: str) -> None:
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
                 f"{what!r} needs torch, and {package!r} is not installed",
+                where=f"the packages of {sys.executable}",
+                got=f"no {package}",
                 want="the torch extra",
                 fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors "
                 "accelerate",

@@ -56,6 +56,7 @@ def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
         "macs": tm.count_macs(network, architecture.inputs),
         "inputs": list(map(str, architecture.inputs)),
         "outputs": len(outputs),
+        "classes": [output.shape[1] for output in outputs if output.ndim == 2 and output.is_floating_point()],
     }
     if prefix:
         facts["stripped_prefix"] = prefix
@@ -79,6 +80,11 @@ def _open_onnx(path: Path, out: Path) -> Facts:
         "parameters": sum(prod(tensor.dims) for tensor in model.graph.initializer),
         "inputs": list(map(str, input_specs(model))),
         "outputs": list(map(str, output_specs(model))),
+        "classes": [
+            spec.shape[1]
+            for spec in output_specs(model)
+            if len(spec.shape) == 2 and isinstance(spec.shape[1], int) and spec.dtype.startswith("float")
+        ],
         "opset": opset_of(model),
     }
     if external_files(path):
