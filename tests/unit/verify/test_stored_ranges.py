@@ -19,7 +19,7 @@ from onnxshrink.config.stages import Calibrate, QuantizeStatic
 from onnxshrink.core.tensors import Array
 from onnxshrink.runtime.session import Session
 from onnxshrink.stages.quantize_static import quantize_static
-from onnxshrink.verify.pairing import showing
+from onnxshrink.verify.graph_tensors import showing
 from onnxshrink.verify.stored_ranges import MAX_TENSORS, N_BINS, range_details
 
 FLOAT = nets.cnn()
