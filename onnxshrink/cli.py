@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from onnxshrink.commands.bisect import bisect
+from onnxshrink.commands.card import card
 from onnxshrink.commands.check import check
 from onnxshrink.commands.compare import compare
+from onnxshrink.commands.doctor import doctor
 from onnxshrink.commands.explain import explain
 from onnxshrink.commands.fit import fit
+from onnxshrink.commands.init import init
 from onnxshrink.commands.inspect import inspect
 from onnxshrink.commands.quantize import quantize
+from onnxshrink.commands.report import report
 from onnxshrink.commands.run import run
 from onnxshrink.commands.schema import schema
 from onnxshrink.commands.sensitivity import sensitivity
@@ -26,7 +30,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, quantize, fit, compare, inspect, check, sensitivity, explain, bisect, schema):
+for command in (
+    init,
+    run,
+    quantize,
+    fit,
+    compare,
+    inspect,
+    check,
+    report,
+    card,
+    sensitivity,
+    explain,
+    bisect,
+    doctor,
+    schema,
+):
     app.command()(command)
 
 

@@ -14,12 +14,13 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import QuantizeDynamic, QuantizeStatic
 from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
-from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.events import Events, Logged
 from onnxshrink.core.report import Report
 from onnxshrink.core.store import require_output, write_atomically
-from onnxshrink.core.tensors import LABELS
+from onnxshrink.core.tensors import LABELS, did_you_mean
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
+from onnxshrink.report.pages import PAGES
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.search.scheme import Choice, Scheme, choose_scheme
 
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    model: Path,
-    data: Path,
-    out: Path,
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
     *,
-    evaluation: Path | None = None,
+    evaluation: str | Path | None = None,
     scheme: Scheme | Literal["auto"] = "auto",
     stage: Mapping[str, Any] | None = None,
     threads: int = 1,
@@ -52,7 +53,7 @@ def quantize(
         stage: Settings of `QuantizeStatic` or `QuantizeDynamic` that differ from the defaults.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples of each file, the first ones.
-        events: Listener for progress.
+        events: Listener for progress; by default it is logged.
 
     Returns:
         The report; its variant is ``int8``, and its ``selection`` says why the scheme is what it is.
@@ -60,6 +61,8 @@ def quantize(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    model, data, out = Path(model), Path(data), Path(out)
+    evaluation = None if evaluation is None else Path(evaluation)
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
     choice = _choice(scheme, model, data, stage or {})
@@ -73,7 +76,7 @@ def quantize(
         targets=[{"threads": threads}],
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        report = run(config, runs=Path(folder), events=events or Silent())
+        report = run(config, runs=Path(folder), events=events or Logged())
         kind = f"quantize_{choice.scheme}"
         declined = next((step.facts.get("declined") for step in report.steps if step.kind == kind), None)
         if declined:
@@ -85,9 +88,9 @@ def quantize(
 
 
 def compare(
-    reference: Path,
-    candidate: Path,
-    data: Path,
+    reference: str | Path,
+    candidate: str | Path,
+    data: str | Path,
     *,
     metric: str | Mapping[str, Any] | None = None,
     gates: Mapping[str, Any] | None = None,
@@ -105,7 +108,7 @@ def compare(
         gates: Limits, as in the config.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples, the first ones.
-        events: Listener for progress.
+        events: Listener for progress; by default it is logged.
 
     Returns:
         The report; its winner is None where a gate failed.
@@ -113,6 +116,7 @@ def compare(
     Raises:
         ShrinkError: Something the user can fix.
     """
+    reference, candidate, data = Path(reference), Path(candidate), Path(data)
     _require(reference=reference, candidate=candidate, data=data)
     config = _config(
         reference,
@@ -124,19 +128,19 @@ def compare(
         gates=dict(gates or {}),
     )
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        return run(config, runs=Path(folder), events=events or Silent(), candidates={"candidate": candidate})
+        return run(config, runs=Path(folder), events=events or Logged(), candidates={"candidate": candidate})
 
 
 def fit(
-    model: Path,
-    data: Path,
-    out: Path,
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
     *,
-    evaluation: Path | None = None,
     budget: Mapping[str, Any],
+    evaluation: str | Path | None = None,
     threads: int = 1,
     max_samples: int | None = None,
-    runs: Path = Path("runs"),
+    runs: str | Path = "runs",
     events: Events | None = None,
     watch: Callable[[State], None] | None = None,
 ) -> Report:
@@ -148,12 +152,12 @@ def fit(
         model: The float ``.onnx`` file.
         data: Calibration samples, ``.npz``.
         out: Where to write the ``.onnx`` file that fits.
-        evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
         budget: As in the config.
+        evaluation: Held-out samples to measure on; the calibration samples by default, and the report says so.
         threads: Threads while latency is measured.
         max_samples: Use at most this many samples of each file, the first ones.
         runs: Where trials are kept: a second search goes on from the first.
-        events: Listener for progress of the final measurements.
+        events: Listener for progress of the final measurements; by default it is logged.
         watch: Told the state of the search before and after every trial.
 
     Returns:
@@ -164,6 +168,8 @@ def fit(
     """
     from onnxshrink.search.budget import fit as search
 
+    model, data, out, runs = Path(model), Path(data), Path(out), Path(runs)
+    evaluation = None if evaluation is None else Path(evaluation)
     _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
     if "max_accuracy_drop" in budget and LABELS not in zipped_arrays(evaluation or data):
@@ -183,7 +189,7 @@ def fit(
         targets=[{"threads": threads}],
         budget=dict(budget),
     ).model_copy(update={"name": f"fit-{model.stem}"})
-    report = search(config, runs=runs, events=events, watch=watch)
+    report = search(config, runs=runs, events=events or Logged(), watch=watch, pages=PAGES)
     if report.winner is not None:
         _write((runs / report.name / report.candidate(report.winner).model).parent, out)
     write_atomically(out.with_suffix(".report.json"), report.to_json().encode())
@@ -223,8 +229,13 @@ def _stages(scheme: Scheme, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _require(**files: Path) -> None:
     for name, path in files.items():
         if not path.is_file():
+            beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
             raise ConfigError(
-                f"there is no file {path}", where=name, want="data.npz" if "data" in name else "model.onnx"
+                f"there is no file {path}",
+                where=name,
+                got="a folder" if path.is_dir() else "nothing",
+                want="data.npz" if "data" in name else "model.onnx",
+                fix=did_you_mean(path.name, beside) or "check the spelling; relative paths start at the working folder",
             )
 
 

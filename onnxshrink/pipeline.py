@@ -25,7 +25,7 @@ from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Report
 from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
 from onnxshrink.core.store import Store
-from onnxshrink.rows import Latencies, Proof, judged, measure, not_made, prove, united
+from onnxshrink.rows import Latencies, Proof, closer, draw_worst, judged, measure, not_made, prove, united
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import model_inputs, preflight
@@ -33,6 +33,8 @@ from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.across import parted
 from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unexplained, unlabelled, unpaid, unproven
 from onnxshrink.verify.gates import select
+from onnxshrink.verify.package import slow_packages
+from onnxshrink.verify.pictures import PICTURES_FILE
 from onnxshrink.verify.placement import misplaced
 from onnxshrink.verify.verify import Latency
 
@@ -44,6 +46,9 @@ Further: TypeAlias = Callable[[Sequence[Candidate]], Sequence[RunConfig]]
 
 Conclude: TypeAlias = Callable[[Report], tuple[Report, Mapping[str, str]]]
 """Has the last word on a report before anything is written, and gives further files of its folder, name to text."""
+
+Page: TypeAlias = Callable[[Report, Mapping[str, str | None]], str | None]
+"""Draws a page from a finished report and the files beside it, name to text, or None where there is nothing to draw."""
 
 
 def run(
@@ -58,6 +63,7 @@ def run(
     further: Further | None = None,
     conclude: Conclude | None = None,
     leave: Leave | None = None,
+    pages: Mapping[str, Page] | None = None,
 ) -> Report:
     """Run a config and leave ``runs/<name>/``: the winner, every variant, the report.
 
@@ -73,6 +79,7 @@ def run(
         further: Asked for more of them, each time that all so far were measured.
         conclude: Has the last word on the report.
         leave: Writes ``bundle/``, such as `onnxshrink.regress.bundle.leave_bundle`; there is none by default.
+        pages: Files to leave beside the report, by name, such as ``MODEL_CARD.md``.
 
     Returns:
         The report, as written to ``report.json``.
@@ -95,11 +102,12 @@ def run(
         known: Latencies = {}
         fresh: Sequence[RunConfig] = parts
         while fresh:
-            proofs += [prove(part, memo, candidates or {}, events) for part in fresh]
+            proofs += [closer(prove(part, memo, candidates or {}, events), part, memo) for part in fresh]
             proof = united(proofs)
             measured = measure(proof, config, known, events)
             fresh = further(measured) if further else ()
             parts += tuple(fresh)
+        pictures = draw_worst(config, memo, proof)
         idle = list(unpaid(config, proof.rows, measured, events))
     measured += [not_made(name, failure) for name, failure in proof.failures.items()]
     winner, selection = select(measured, config.select)
@@ -119,6 +127,7 @@ def run(
             *_caveats(config, parts, measured, memo),
             *unexplained(config, measured, runs / name, candidates or {}),
             *idle,
+            *slow_packages(measured),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
@@ -130,7 +139,9 @@ def run(
         if leave is not None:
             with search_path(base):
                 report = _with_bundle(report, leave(report, models, config, bundle))
-        publish(report, models, runs / report.name, bundle, texts)
+        beside = {PICTURES_FILE: pictures, **texts}
+        drawn = {page: draw(report, beside) for page, draw in (pages or {}).items()}
+        publish(report, models, runs / report.name, bundle, beside | drawn)
     return report
 
 

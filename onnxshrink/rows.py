@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,13 +14,18 @@ from onnxshrink.core.artifact import ONNX_FILE, Artifact, Facts
 from onnxshrink.core.errors import ModelError, ParityError, ShrinkError
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import Candidate, Verdict
+from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.stages.memo import Memo
-from onnxshrink.stages.references import original_of, reference_of
+from onnxshrink.stages.preflight import refuse_labels
+from onnxshrink.stages.references import original_of, quantized_from, reference_of
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets
+from onnxshrink.verify.close_up import look_closer
 from onnxshrink.verify.evidence import load_quality, save_quality
 from onnxshrink.verify.gates import judge
 from onnxshrink.verify.leaks import find_leaks
+from onnxshrink.verify.package import with_package, with_package_times
+from onnxshrink.verify.pictures import PICTURES_FILE, draw_pictures, image_input, worst_numbers
 from onnxshrink.verify.verify import Latency, Quality, Row, measure_latency, measure_quality
 
 Latencies: TypeAlias = MutableMapping[tuple[Artifact, Artifact], Latency]
@@ -51,9 +57,12 @@ def prove(config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events:
         events: Listener for progress.
 
     Raises:
-        ShrinkError: No variant can be made, or one fails for a reason that is not the model's.
+        ShrinkError: No variant can be made, one fails for another reason than the model, or labels do not fit it.
     """
-    trunk = memo.fold(memo.open(config.model), config.stages)
+    source = memo.open(config.model)
+    facts = next((step.facts for step in memo.steps if step.name == "source"), {})
+    refuse_labels(config, facts.get("classes", ()))
+    trunk = memo.fold(source, config.stages)
     branches, failures = _branches(config, memo, trunk, candidates)
     rows = tuple(_rows(config, memo, trunk, branches))
     _look_for_leaks(config, memo, rows[0].reference)
@@ -78,6 +87,46 @@ def united(proofs: Sequence[Proof]) -> Proof:
     return Proof(tuple(rows), tuple(qualities), failures)
 
 
+def closer(proof: Proof, config: RunConfig, memo: Memo) -> Proof:
+    """The same with `look_closer`'s details of each variant: nothing is decided by them, so a search does without."""
+
+    def looked(row: Row, quality: Quality) -> Quality:
+        key = {
+            "candidate": row.artifact.digest,
+            "reference": row.reference.digest,
+            "before": row.before.digest if row.before else None,
+            "calibration": row.calibration.digest if row.calibration else None,
+            "data": memo.data_key("evaluation") or memo.data_key("calibration"),
+        }
+
+        def work(out: Path) -> Facts:
+            save_quality(look_closer(Quality(quality.metrics), row, config), out)
+            return {}
+
+        evidence = memo.once(f"close-up/{row.name}", "close_up", key, "evidence", work, uses={"onnx"})
+        return replace(quality, details={**quality.details, **load_quality(evidence.path).details})
+
+    return replace(
+        proof,
+        qualities=tuple(
+            looked(row, quality) if row.role == "variant" else quality
+            for row, quality in zip(proof.rows, proof.qualities, strict=True)
+        ),
+    )
+
+
+def draw_worst(config: RunConfig, memo: Memo, proof: Proof) -> str | None:
+    """``pictures.json`` with the samples that drifted most, where they are images; else None."""
+    data, specs = config.data.evaluation, input_specs(load_model(proof.rows[0].reference.model_path))
+    numbers = worst_numbers(quality.details for quality in proof.qualities)
+    if data is None or not numbers or image_input(specs) is None:
+        return None
+    key = {"inputs": list(map(str, specs)), "data": memo.data_key("evaluation"), "samples": numbers}
+    draw = partial(draw_pictures, data, specs, numbers)
+    drawn = memo.once("pictures", "pictures", key, "evidence", draw, uses={"onnx"})
+    return (drawn.path / PICTURES_FILE).read_text(encoding="utf-8")
+
+
 def measure(proof: Proof, config: RunConfig, known: Latencies, events: Events) -> list[Candidate]:
     """The rows with their latency, measured now and alone, and the gates' verdicts.
 
@@ -85,9 +134,10 @@ def measure(proof: Proof, config: RunConfig, known: Latencies, events: Events) -
     """
     for row in proof.rows:
         if (row.artifact, row.reference) not in known:
-            known[row.artifact, row.reference] = measure_latency(
+            latency = measure_latency(
                 name=row.name, artifact=row.artifact, reference=row.reference, config=config, events=events
             )
+            known[row.artifact, row.reference] = with_package_times(latency, row, config)
     return [
         judged(row, quality, known[row.artifact, row.reference], config)
         for row, quality in zip(proof.rows, proof.qualities, strict=True)
@@ -131,8 +181,9 @@ def _rows(
     for reference in dict.fromkeys(references.values()):
         name = "reference" if reference == first else f"reference-{_first_name(references, reference)}"
         yield Row(name, "reference", reference, reference)
+    stages = dict(config.branches())
     for name, chain in branches.items():
-        yield Row(name, "variant", chain[-1], references[name])
+        yield Row(name, "variant", chain[-1], references[name], *quantized_from(memo, stages[name], chain))
 
 
 def _look_for_leaks(config: RunConfig, memo: Memo, reference: Artifact) -> None:
@@ -176,7 +227,7 @@ def _measure_qualities(config: RunConfig, memo: Memo, rows: Sequence[Row], event
                 config=config,
                 events=events,
             )
-            save_quality(compare_targets(quality, row, config, events), out)
+            save_quality(with_package(compare_targets(quality, row, config, events), row, config), out)
             return {}
 
         evidence = memo.once(f"verify/{row.name}", "verify", key, "evidence", work, uses={"onnx"})

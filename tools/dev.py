@@ -6,6 +6,7 @@ python tools/dev.py test    install, and run every test
 python tools/dev.py check   format, lint, types and import layers
 python tools/dev.py ci      test and check, as the continuous integration does
 python tools/dev.py bench   run the benchmarks (all, or the names that follow)
+python tools/dev.py docs    write the reference of the Python API, as HTML, into build/api
 python tools/dev.py fix     format, and mend what the linter can mend
 
 What follows `demo`, `test` or `bench` is passed on: `python tools/dev.py test tests/unit -k store`.
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 11):  # noqa: UP036  the script must say so itself: it runs before anything is installed
         print(f"onnxshrink needs Python 3.11 or newer; this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
-    tasks = {"demo": demo, "test": test, "check": check, "ci": ci, "bench": bench, "fix": fix}
+    tasks = {"demo": demo, "test": test, "check": check, "ci": ci, "bench": bench, "docs": docs, "fix": fix}
     if not arguments or arguments[0] not in tasks:
         print(__doc__)
         return 0 if arguments[:1] in ([], ["help"], ["-h"], ["--help"]) else 2
@@ -70,6 +71,12 @@ def check(_: list[str]) -> int:
 def ci(_: list[str]) -> int:
     """What must pass before a change lands: the checks first, for they are quick."""
     return check([]) or test([])
+
+
+def docs(_: list[str]) -> int:
+    """The docstrings of what ``import onnxshrink`` offers, as pages."""
+    install("torch,dev")
+    return run("-m", "pdoc", "--docformat", "google", "--output-directory", "build/api", "onnxshrink")
 
 
 def bench(more: list[str]) -> int:

@@ -95,7 +95,9 @@ def listening(*, quiet: bool, as_json: bool, searching: bool = False) -> Iterato
             yield events, console
 
 
-def show(report: Report, console: Console, *, folder: Path | None = None, as_json: bool) -> None:
+def show(
+    report: Report, console: Console, *, folder: Path | None = None, config: Path | None = None, as_json: bool
+) -> None:
     """Print a report for people, or as JSON."""
     from onnxshrink.report.terminal import print_report
 
@@ -104,10 +106,10 @@ def show(report: Report, console: Console, *, folder: Path | None = None, as_jso
     elif console.quiet and report.winner is None:
         typer.echo(report.selection, err=True)
     else:
-        print_report(report, console, folder)
+        print_report(report, console, folder, config=config)
 
 
-def show_search(report: Report, console: Console, folder: Path, *, as_json: bool) -> None:
+def show_search(report: Report, console: Console, folder: Path, *, config: Path | None = None, as_json: bool) -> None:
     """Print what a search came to and its report for people, or the report as JSON."""
     from onnxshrink.core.run_folder import SEARCH_FILE, SEARCH_TABLE
     from onnxshrink.report.search import print_search
@@ -115,7 +117,7 @@ def show_search(report: Report, console: Console, folder: Path, *, as_json: bool
 
     if not (as_json or console.quiet):
         print_search(read_search(folder / SEARCH_FILE), console)
-    show(report, console, folder=folder, as_json=as_json)
+    show(report, console, folder=folder, config=config, as_json=as_json)
     console.print(
         f"  search  {folder / SEARCH_FILE}, to plot {SEARCH_TABLE}", highlight=False, markup=False, soft_wrap=True
     )

@@ -36,21 +36,17 @@ def run(
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says that it was interrupted
         follow(settings, base=config.parent)
         return 0
-    from onnxshrink.regress.bundle import leave_bundle
+    from onnxshrink.api import run_and_leave
 
-    if settings.budget is not None:
-        from onnxshrink.search.budget import fit
-
-        with listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
-            watch = getattr(events, "watch", None)
-            report = fit(settings, runs=runs, base=config.parent, events=events, watch=watch, leave=leave_bundle)
-        show_search(report, console, runs / report.name, as_json=as_json)
-        return 0 if report.winner else 1
-    from onnxshrink.pipeline import run as run_pipeline
-
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
-        report = run_pipeline(
-            settings, runs=runs, base=config.parent, events=events, processes=processes, leave=leave_bundle
+    searching = settings.budget is not None
+    with listening(quiet=quiet, as_json=as_json, searching=searching) as (events, console):
+        report = run_and_leave(
+            settings,
+            runs=runs,
+            base=config.parent,
+            events=events,
+            processes=processes,
+            watch=getattr(events, "watch", None),
         )
-    show(report, console, folder=runs / report.name, as_json=as_json)
+    (show_search if searching else show)(report, console, folder=runs / report.name, config=config, as_json=as_json)
     return 0 if report.winner else 1

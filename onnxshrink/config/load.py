@@ -29,11 +29,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, or anything in it is wrong; all mistakes are told at once.
     """
-    document = _read_yaml(path)
-    for override in overrides:
-        _apply(document, override)
+    document = overridden(_read_yaml(path), overrides)
     document.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "run")
     return validate(document, base=path.parent, origin=path.name)
+
+
+def overridden(document: MutableMapping[str, Any], overrides: Sequence[str]) -> MutableMapping[str, Any]:
+    """The document itself, changed.
+
+    Args:
+        document: A config as plain values.
+        overrides: Values that take precedence, such as ``stages[0].epochs=2``; the value is YAML.
+
+    Raises:
+        ConfigError: An override cannot be read, or leads nowhere.
+    """
+    for override in overrides:
+        _apply(document, override)
+    return document
 
 
 def validate(document: Mapping[str, Any], *, base: Path, origin: str = "config") -> RunConfig:
@@ -62,7 +75,9 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
         raise ConfigError(
             f"the config file cannot be read: {e.strerror if isinstance(e, OSError) else 'it is not UTF-8 text'}",
             where=str(path),
+            got=f"a folder that holds {_files_beside(path)}",
             want="a YAML file",
+            fix="check the spelling, or make a config: onnxshrink init",
         ) from e
     try:
         document = YAML(typ="rt").load(text)
@@ -70,7 +85,11 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
         problem = (e.problem or str(e)).strip()
         raise ConfigError(
-            f"the config file is not valid YAML: {problem}", where=f"{path.name}:{line}", want="YAML 1.2, each key once"
+            f"the config file is not valid YAML: {problem}",
+            where=f"{path.name}:{line}",
+            got=text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else "the end of the file",
+            want="YAML 1.2, each key once",
+            fix=_yaml_fix(problem),
         ) from e
     except YAMLError as e:
         raise ConfigError(f"the config file is not valid YAML: {e}", where=path.name, want="YAML 1.2") from e
@@ -80,8 +99,23 @@ def _read_yaml(path: Path) -> MutableMapping[str, Any]:
             where=path.name,
             got=type(document).__name__ if document is not None else "an empty file",
             want="options such as `model: {onnx: model.onnx}`",
+            fix="write some, or let it be written: onnxshrink init",
         )
     return document
+
+
+def _files_beside(path: Path) -> str:
+    """The configs in the folder where one was looked for."""
+    names = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    return ", ".join(names[:5]) or "no config"
+
+
+def _yaml_fix(problem: str) -> str:
+    if "duplicate" in problem:
+        return "remove one of the two, or merge them"
+    if r"\t" in problem:
+        return "indent with spaces: YAML takes no tabs"
+    return "look at this line and the one before it: a bracket, a quote, a colon or the indentation"
 
 
 def _apply(document: Any, override: str) -> None:
@@ -91,7 +125,11 @@ def _apply(document: Any, override: str) -> None:
     spelled = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     if not equals or not steps or spelled != path.strip():
         raise ConfigError(
-            f"the override {override!r} cannot be read", where="--set", want="path=value, such as stages[0].epochs=2"
+            f"the override {override!r} cannot be read",
+            where="--set",
+            got=override,
+            want="path=value, such as stages[0].epochs=2",
+            fix="write the path as messages do, then = and the value, all in quotes",
         )
     try:
         value = YAML(typ="safe").load(text)  # plain values: they have no line in the file

@@ -88,38 +88,59 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
     hint: str | None
     match error["type"]:
         case "misfit":
-            return ConfigError(context["what"], where=where, want=context["want"], fix=context["fix"])
+            got = _shorten(_value(document, path))
+            return ConfigError(context["what"], where=where, got=got, want=context["want"], fix=context["fix"])
         case "extra_forbidden":
             key = str(loc[-1])
             known = _keys_at(loc[:-1])
             hint = did_you_mean(key, known) or "remove it"
             return ConfigError(f"unknown option {key!r}", where=where, got=key, want=", ".join(known), fix=hint)
         case "missing":
-            return ConfigError(f"the option {loc[-1]!r} is missing", where=where, want=f"{loc[-1]}: …")
+            return ConfigError(
+                f"the option {loc[-1]!r} is missing",
+                where=where,
+                got=got,
+                want=f"{loc[-1]}: …",
+                fix=f"add `{loc[-1]}: …` here",
+            )
         case "union_tag_invalid":
             tag, known = str(context["tag"]), re.findall(r"'([^']+)'", str(context["expected_tags"]))
             noun = {"losses": "loss", "steps": "step"}.get(
                 next(s for s in reversed(path) if isinstance(s, str)), "stage"
             )
             return ConfigError(
-                f"unknown {noun} {tag!r}", where=where, got=tag, want=", ".join(known), fix=did_you_mean(tag, known)
+                f"unknown {noun} {tag!r}",
+                where=where,
+                got=tag,
+                want=", ".join(known),
+                fix=did_you_mean(tag, known) or "choose one of these",
             )
         case "union_tag_not_found":
-            return ConfigError("a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like")
+            fix = "say which stage it is: add `kind: …`"
+            return ConfigError(
+                "a stage has no `kind`", where=where, got=got, want="{kind: export}, and the like", fix=fix
+            )
         case "literal_error":
             known = re.findall(r"'([^']+)'", str(context["expected"]))
-            hint = did_you_mean(str(error["input"]), known)
+            hint = did_you_mean(str(error["input"]), known) or "choose one of these"
             return ConfigError(f"{got} is no choice here", where=where, got=got, want=", ".join(known), fix=hint)
         case "path_missing":
-            hint = "relative paths start at the config file's folder"
+            hint = _near_file(str(error["input"]), error["msg"]) + "relative paths start at the config file's folder"
             return ConfigError(error["msg"], where=where, got=got, want="an existing file", fix=hint)
         case kind if kind in _WANTED:
             wanted = _WANTED[kind].format_map(context)
             what = "there is no value" if error["input"] is None else f"the value is wrong: {got}"
-            return ConfigError(what, where=where, got=got, want=wanted)
+            return ConfigError(what, where=where, got=got, want=wanted, fix=f"give {wanted}, or leave the option out")
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return ConfigError(f"the value is wrong: {message}", where=where, got=got, want=message)
+
+
+def _near_file(given: str, message: str) -> str:
+    """A file beside the one that is not there, whose name is nearly the same."""
+    folder = Path(message.removeprefix("there is nothing at ")).parent
+    near = did_you_mean(Path(given).name, sorted(path.name for path in folder.iterdir())) if folder.is_dir() else None
+    return f"{near} " if near else ""
 
 
 def _find(document: Any, loc: Location) -> tuple[Location, int | None]:
@@ -137,6 +158,12 @@ def _find(document: Any, loc: Location) -> tuple[Location, int | None]:
         here = here[step]
         path.append(step)
     return tuple(path), line
+
+
+def _value(document: Any, path: Location) -> Any:
+    for step in path:
+        document = document.get(step) if isinstance(document, Mapping) else document[step]
+    return document
 
 
 def _is_tag(step: int | str, here: Mapping[Any, Any]) -> bool:

@@ -16,6 +16,15 @@ CalibrationMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 Isa: TypeAlias = Literal["x86_vnni", "x86_avx2", "arm64"]
 """What a processor multiplies bytes with; x86_avx2 is any x86 processor without VNNI."""
 
+OrtStyle: TypeAlias = Literal["fixed", "runtime"]
+"""Optimizations that are applied when an ``.ort`` file is written, or noted in it and applied when it is loaded."""
+
+OrtLevel: TypeAlias = Literal["basic", "extended"]
+"""ONNX Runtime's level of graph optimization that an ``.ort`` file is written with; higher ones fit one processor."""
+
+OrtPlatform: TypeAlias = Literal["any", "arm"]
+"""The processors that an ``.ort`` file is for."""
+
 BLOCKS_OPSET = 21
 """From this version on ONNX has weights in blocks of 4 bits, which convolutions are stored in."""
 
@@ -189,3 +198,22 @@ class ToFp16(StageSettings):
     """Names of nodes that stay in float32. A name that matches nothing is an error."""
     keep_io_types: bool = True
     """Leave the model's inputs and outputs in float32; verification needs that."""
+
+
+class PackageOrt(StageSettings):
+    """For devices: ``.ort`` files beside the model, each proven to give its numbers, and what they need there."""
+
+    takes: ClassVar[Kind] = "onnx"
+    gives: ClassVar[Kind] = "onnx"
+    uses: ClassVar[tuple[Role, ...]] = ("calibration",)
+
+    kind: Literal["package_ort"] = "package_ort"
+    styles: Annotated[tuple[OrtStyle, ...], Field(min_length=1)] = ("fixed", "runtime")
+    """`fixed` writes ``model.ort`` with all optimizations applied: for the CPU. `runtime` writes
+    ``model.with_runtime_opt.ort`` with the basic ones, the others noted for nodes that NNAPI or CoreML leave."""
+    level: OrtLevel = "extended"
+    """Level of the optimizations; those above `extended` would tie the file to a kind of processor."""
+    platform: OrtPlatform = "any"
+    """Processors that the files are for; `arm` keeps signed 8-bit activations, `any` makes them unsigned."""
+    type_reduction: bool = True
+    """List the element types of each required operator as well, which makes a reduced build smaller still."""

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import Model
 from onnxshrink.config.budget import Budget
+from onnxshrink.config.card import Card
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
 from onnxshrink.config.source import ModelSource
@@ -17,6 +18,7 @@ from onnxshrink.config.stages import (
     BLOCKS_OPSET,
     Export,
     Finetune,
+    PackageOrt,
     PruneChannels,
     QuantizeStatic,
     QuantizeWeights,
@@ -52,6 +54,8 @@ class RunConfig(Model):
     """Seed of everything random."""
     budget: Budget | None = None
     """What the result must fit into; with it, variants are searched for instead of only compared."""
+    card: Card = Card()
+    """What the model card says besides what was measured."""
 
     def branches(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
         """Every variant with its whole chain, trunk first."""
@@ -82,6 +86,7 @@ class RunConfig(Model):
                     "add {kind: export} to `stages`",
                 )
             yield from self._simulated(tail, ("variants", name))
+            yield from self._packaged(tail, ("variants", name))
         yield from self._data_misfits()
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
@@ -98,12 +103,17 @@ class RunConfig(Model):
                 yield _misfit(
                     loc,
                     f"{stage.kind!r} takes {_a(stage.takes)} model and is given {_a(kind)} model",
-                    f"a stage that takes {kind}",
+                    f"a stage that takes {_a(kind)} model",
                     self._order(stage, kind),
                 )
             for role in stage.needs:
                 if self.data.of(role) is None:
-                    yield _misfit(loc, f"{stage.kind!r} needs data.{role}, which is not given", f"data: {{{role}: …}}")
+                    yield _misfit(
+                        loc,
+                        f"{stage.kind!r} needs data.{role}, which is not given",
+                        f"data: {{{role}: …}}",
+                        f"name samples in the config: data: {{{role}: {{npz: samples.npz}}}}",
+                    )
             kind = stage.gives
 
     def _simulated(self, tail: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
@@ -129,6 +139,20 @@ class RunConfig(Model):
                     f"opset: {BLOCKS_OPSET} or later",
                     f"{{kind: export, opset: {BLOCKS_OPSET}}}",
                 )
+
+    def _packaged(self, tail: tuple[Stage, ...], at: tuple[str, ...]) -> Iterator[PydanticCustomError]:
+        """Stages that change the model which was packaged before them."""
+        before: Stage | None = None
+        for index, stage in enumerate((*self.stages, *tail)):
+            if isinstance(before, PackageOrt):
+                own = index - len(self.stages)
+                yield _misfit(
+                    ("stages", index) if own < 0 else (*at, own),
+                    f"{stage.kind!r} changes the model that {before.kind!r} has packaged before it",
+                    "the package as the last stage",
+                    f"put {{kind: {before.kind}}} at the end of each variant",
+                )
+            before = stage
 
     def _order(self, stage: Stage, kind: Kind) -> str:
         """What to do about a stage that is given the wrong kind of model."""

@@ -14,6 +14,10 @@ from onnxshrink.config.onnx_stages import (
     Isa,
     NodeScheme,
     Optimize,
+    OrtLevel,
+    OrtPlatform,
+    OrtStyle,
+    PackageOrt,
     QuantizeDynamic,
     QuantizeMixed,
     QuantizeStatic,
@@ -36,6 +40,10 @@ __all__ = [
     "Isa",
     "NodeScheme",
     "Optimize",
+    "OrtLevel",
+    "OrtPlatform",
+    "OrtStyle",
+    "PackageOrt",
     "PruneChannels",
     "PruneWeights",
     "QuantizeDynamic",
@@ -61,7 +69,8 @@ Stage: TypeAlias = Annotated[
     | QuantizeMixed
     | QuantizeDynamic
     | QuantizeWeights
-    | ToFp16,
+    | ToFp16
+    | PackageOrt,
     Field(discriminator="kind"),
 ]
 """What a config may list."""

@@ -20,6 +20,9 @@ Facts: TypeAlias = dict[str, Any]
 ONNX_FILE = "model.onnx"
 """The model's file name inside an artifact of kind ``onnx``."""
 
+WEIGHTS_FILE = "weights.safetensors"
+"""The weights' file name inside an artifact of kind ``torch``."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -41,6 +44,17 @@ class Artifact:
     def model_path(self) -> Path:
         """The ``.onnx`` file of an artifact of kind ``onnx``."""
         return self.path / ONNX_FILE
+
+    @property
+    def model_bytes(self) -> int | None:
+        """What the model weighs: its file with external data, or the weights of a network; None where it is none."""
+        match self.kind:
+            case "torch":
+                return size_bytes(self.path / WEIGHTS_FILE)
+            case "onnx" | "ort":
+                return size_bytes(self.path)
+            case _:
+                return None
 
 
 def files_of(folder: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 
@@ -21,8 +22,37 @@ class Events(Protocol):
         """Something the user should know and that does not stop the run."""
 
 
+class Logged:
+    """A listener that logs to ``onnxshrink``: steps as INFO, progress as DEBUG, warnings as WARNING.
+
+    The default of the Python API, where it is silent until the user configures logging.
+    """
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("onnxshrink")
+
+    def started(self, step: str) -> None:
+        """``started distill``."""
+        self._log.info("started %s", step)
+
+    def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """``distill: 3 of 20, loss 0.4``."""
+        self._log.debug("%s: %d of %d%s", step, done, total, detail and f", {detail}")
+
+    def finished(self, step: str, seconds: float, *, cached: bool) -> None:
+        """``finished distill in 3.1 s``, or ``found distill in the store``."""
+        if cached:
+            self._log.info("found %s in the store", step)
+        else:
+            self._log.info("finished %s in %.1f s", step, seconds)
+
+    def warned(self, text: str) -> None:
+        """The warning as it is."""
+        self._log.warning("%s", text)
+
+
 class Silent:
-    """A listener that says nothing: the default of the Python API, and of tests."""
+    """A listener that says nothing: of ``--quiet``, and of tests."""
 
     def started(self, step: str) -> None:
         """Nothing."""

@@ -139,7 +139,7 @@ def require_entry(entry: str) -> None:
             where=str(path),
             got=entry,
             want="package.module:callable",
-            fix=did_you_mean(attribute.partition(".")[0], sorted(names)),
+            fix=did_you_mean(attribute.partition(".")[0], sorted(names)) or "name a function or class of the module",
         )
 
 
@@ -180,6 +180,7 @@ def source_digest(entry: str) -> Digest:
     if path is None:
         raise ConfigError(
             f"cannot find the source of {module_name!r}",
+            where=", ".join(map(str, _searched)) or str(Path.cwd()),
             got=entry,
             want="a Python module beside the config file, in the working folder, or installed",
             fix="check the spelling, or run from the folder that holds it",

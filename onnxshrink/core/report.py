@@ -18,6 +18,8 @@ from onnxshrink.core.errors import StoreError
 SCHEMA = 1
 """Raised when the meaning of a field changes; adding a field does not raise it."""
 
+_LINE = 120
+
 Outcome: TypeAlias = Literal["passed", "failed", "inconclusive"]
 
 
@@ -75,7 +77,8 @@ class Step:
         digest: Digest of the artifact it gave.
         cached: True if the store had it.
         seconds: How long the work took when it was done.
-        facts: What the stage says of its work.
+        facts: What the stage says of its work. Of every step that gives a model ``size_bytes``: of a network its
+            weights.
     """
 
     name: str
@@ -101,7 +104,11 @@ class Candidate:
         details: Evidence behind the metrics that is more than a number, as plain JSON by topic, such as ``latency``:
             what was measured under which conditions. A topic that was not looked into is left out. ``worst_samples``:
             by target and output, those farthest from the reference's. ``drift_split``: by target, how quantization and
-            kernel error were told apart, or why not.
+            kernel error were told apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes
+            in integers and in float, with causes, for quantized models. ``ranges``: of these, what their tensors are
+            stored with, the worst first. ``nodes``: where their error is born, or why nobody looked. Beside the report
+            lies ``pictures.json`` with the worst samples, where they are images. ``package``: the ``.ort`` files of a
+            variant and how far their outputs are from it. ``package_times``: by target, how they load and run.
     """
 
     name: str
@@ -172,9 +179,15 @@ class Report:
         """
         return {candidate.name: candidate for candidate in self.candidates}[name]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one row a model, the winner's first column marked."""
+        from onnxshrink.core.notebook import report_table
+
+        return report_table(self)
+
     def to_json(self) -> str:
-        """The report as JSON text; floats that are not finite never get in."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        """The report as JSON text, what is short on one line; floats that are not finite never get in."""
+        return _json_text(asdict(self)) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Report:
@@ -220,6 +233,21 @@ class Report:
         except StoreError as e:
             e.where = str(path)
             raise
+
+
+def _json_text(value: Any, indent: str = "") -> str:
+    """Indented JSON with lists of numbers, and all that fits into a line, on one line: half the size."""
+    flat = json.dumps(value, allow_nan=False)
+    has_parts = isinstance(value, (dict, list, tuple)) and any(
+        isinstance(part, (dict, list, tuple, str)) for part in value
+    )
+    if len(flat) + len(indent) <= _LINE or not has_parts:
+        return flat
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {_json_text(part, deeper)}" for name, part in value.items()]
+        return "{\n" + deeper + f",\n{deeper}".join(parts) + f"\n{indent}}}"
+    return "[\n" + deeper + f",\n{deeper}".join(_json_text(part, deeper) for part in value) + f"\n{indent}]"
 
 
 def _candidate(row: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from onnxshrink.core.artifact import ONNX_FILE, Artifact, files_of
 from onnxshrink.core.errors import StoreError
 from onnxshrink.core.report import Report
+from onnxshrink.core.store import room_on
 
 REPORT_FILE = "report.json"
 BUNDLE_FOLDER = "bundle"
@@ -28,7 +29,7 @@ def publish(
     models: Mapping[str, Artifact],
     folder: Path,
     bundle: Path | None = None,
-    texts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str | None] | None = None,
 ) -> None:
     """Write ``folder`` anew: the report, every model at the path its candidate names, and the winner's at the top.
 
@@ -39,7 +40,7 @@ def publish(
         models: Candidate name to artifact.
         folder: ``runs/<name>``.
         bundle: A folder to copy as ``bundle``, if it is there.
-        texts: Further files, name to text.
+        texts: Name of a file beside the report to its text; with None an earlier run's goes, and none is written.
 
     Raises:
         StoreError: The folder cannot be written, or it holds something that no run has left.
@@ -60,9 +61,10 @@ def publish(
             if bundle is not None and bundle.is_dir():
                 shutil.copytree(bundle, fresh / BUNDLE_FOLDER)
             for name, text in {**(texts or {}), REPORT_FILE: report.to_json()}.items():
-                (fresh / name).write_text(text, encoding="utf-8")
+                if text is not None:
+                    (fresh / name).write_text(text, encoding="utf-8")
             os.sync()
-            _carry_over(folder, fresh)
+            _carry_over(folder, fresh, set(texts or ()))
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(old)
             fresh.rename(folder)
@@ -83,6 +85,7 @@ def require_own(folder: Path) -> None:
         raise StoreError(
             "the run's folder holds files that are not a run's",
             where=str(folder),
+            got="a file" if folder.is_file() else ", ".join(sorted(path.name for path in folder.iterdir())[:5]),
             want="an empty folder, or an earlier run",
             fix="choose another `name` in the config, or another folder: --runs PATH",
         )
@@ -108,14 +111,16 @@ def leave(models: Mapping[str, Artifact], folder: Path) -> None:
         raise _unwritable(e, folder) from e
 
 
-def _carry_over(old: Path, fresh: Path) -> None:
+def _carry_over(old: Path, fresh: Path, texts: set[str]) -> None:
     """Copy what somebody else put into the folder: notes beside the evidence are not ours to delete."""
     if not (old / REPORT_FILE).is_file():
         return
     report = Report.read(old / REPORT_FILE)
     own = {Path(row.model).parts[0] for row in report.candidates if row.model}
-    own |= {REPORT_FILE, SEARCH_FILE, SEARCH_TABLE}
+    own |= {REPORT_FILE, SEARCH_FILE, SEARCH_TABLE} | texts
     own |= {BUNDLE_FOLDER for row in report.candidates if "bundle" in row.details}
+    if report.winner is not None:  # its files lie at the top as well, such as a package's
+        own |= {path.name for path in (old / report.candidate(report.winner).model).parent.glob("*")}
     for path in old.iterdir():
         if path.name not in own and not path.name.startswith(ONNX_FILE):
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, fresh / path.name)
@@ -133,6 +138,7 @@ def _unwritable(error: OSError, folder: Path) -> StoreError:
     return StoreError(
         f"the run's folder cannot be written: {error.strerror or error}",
         where=str(error.filename or folder),
+        got=room_on(folder),
         want="a folder that can be written, with room on the disk",
         fix="free some space, or name another folder: --runs PATH",
     )

@@ -206,11 +206,29 @@ def require_output(out: Path, *inputs: Path) -> None:
         ConfigError: It is one of ``inputs`` or a folder, or its folder is not there.
     """
     if out.resolve() in {file.resolve() for file in inputs}:
-        raise ConfigError("the output would overwrite an input", where=str(out), fix="name another file: -o PATH")
+        raise ConfigError(
+            "the output would overwrite an input",
+            where=str(out),
+            got="the same file for both",
+            want="a file of its own",
+            fix="name another file: -o PATH",
+        )
     if out.is_dir():
-        raise ConfigError("the output is a folder", where=str(out), want="a file", fix="name a file in it: -o PATH")
+        raise ConfigError(
+            "the output is a folder",
+            where=str(out),
+            got="a folder",
+            want="a file",
+            fix=f"name a file in it: -o {out / 'model.onnx'}",
+        )
     if not out.parent.is_dir():
-        raise ConfigError("the output's folder is not there", where=str(out.parent), fix=f"mkdir -p {out.parent}")
+        raise ConfigError(
+            "the output's folder is not there",
+            where=str(out.parent),
+            got="nothing",
+            want="a folder",
+            fix=f"mkdir -p {out.parent}",
+        )
 
 
 def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None) -> None:
@@ -234,6 +252,12 @@ def write_atomically(path: Path, content: bytes, *, scratch: Path | None = None)
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def room_on(folder: Path) -> str:
+    """``12.3 MB free on the disk``: of the nearest folder that is there."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free on the disk of {there}"
 
 
 def _is_intact(path: Path, digest: Digest) -> bool:
@@ -271,6 +295,8 @@ def _told(root: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
         raise StoreError(
             f"the store cannot be used: {e.strerror or e}",
             where=str(e.filename or root),
+            got=room_on(root),
             want="a folder that can be written, with room on the disk",
-            fix="free some space, or name another folder: --runs PATH",
+            fix=f"{'free some space' if e.errno in _DISK_FULL else 'make it writable'}, "
+            "or name another folder: --runs PATH",
         ) from e

@@ -143,8 +143,15 @@ def missing_input(spec: TensorSpec, specs: Sequence[TensorSpec], names: Sequence
         where=where,
         got=", ".join(map(repr, names)) or "no arrays",
         want=", ".join(map(str, specs)),
-        fix=f"add an array named {spec.name!r}, or map one: `rename: {{array: {spec.name}}}`",
+        fix=f"add an array named {spec.name!r}, or map one: `rename: {{{_nearest(spec.name, names)}: {spec.name}}}`",
     )
+
+
+def _nearest(wanted: str, names: Sequence[str]) -> str:
+    """The name that is most likely meant, whatever its capitals; the first where none is near."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wanted.lower(), list(lower), n=1)
+    return lower[near[0]] if near else next(iter(names), "array")
 
 
 def check_form(form: Form, spec: TensorSpec, *, where: str, any_batch: bool = False) -> None:
@@ -166,9 +173,7 @@ def check_form(form: Form, spec: TensorSpec, *, where: str, any_batch: bool = Fa
             where=where,
             got=describe(spec.name, form),
             want=str(spec),
-            fix="save it as text: array.astype(str)"
-            if is_text
-            else f"save it as {spec.dtype}, scaled as the model was trained: array.astype({spec.dtype!r})",
+            fix=_dtype_fix(form.dtype, spec.dtype),
         )
     if not spec.admits_shape(form.shape, any_batch=any_batch):
         raise DataError(
@@ -178,6 +183,16 @@ def check_form(form: Form, spec: TensorSpec, *, where: str, any_batch: bool = Fa
             want=str(spec),
             fix=shape_fix(form.shape, spec),
         )
+
+
+def _dtype_fix(got: np.dtype[Any], want: str) -> str:
+    """The likeliest mend of a wrong dtype: pixels that were never scaled, or numbers that are no token's."""
+    if want == _TEXT:
+        return "save it as text: array.astype(str)"
+    if "int" in want or want == "bool":
+        return f"save whole numbers, such as the ids of tokens: array.astype({want!r})"
+    scaled = f"array.astype({want!r}) / 255 where that is how it was" if got == np.uint8 else f"array.astype({want!r})"
+    return f"save it as {want}, scaled as the model was trained: {scaled}"
 
 
 def check_finite(name: str, array: Array, *, where: str, samples: Sequence[int] | None = None) -> None:
@@ -204,10 +219,14 @@ def check_finite(name: str, array: Array, *, where: str, samples: Sequence[int] 
 
 
 def shape_fix(shape: Sequence[int], spec: TensorSpec) -> str:
-    """The likeliest mend of a wrong shape: a missing batch axis, or NHWC where NCHW is wanted."""
+    """The likeliest mend of a wrong shape: a missing batch axis, or channels on another axis than the model's."""
     rank = len(spec.shape)
     if len(shape) == rank - 1 and spec.admits_shape((1, *shape), any_batch=True):
         return "add the batch axis: array[None]"
     if len(shape) == 4 and rank == 4 and spec.admits_shape((shape[0], shape[3], shape[1], shape[2]), any_batch=True):
         return "the layout is NHWC and the model wants NCHW: array.transpose(0, 3, 1, 2)"
+    if len(shape) == 4 and rank == 4 and spec.admits_shape((shape[0], shape[2], shape[3], shape[1]), any_batch=True):
+        return "the layout is NCHW and the model wants NHWC: array.transpose(0, 2, 3, 1)"
+    if len(shape) == 4 and rank == 4 and shape[1] == spec.shape[1]:
+        return "resize or crop the samples as for training, or take a model that was exported for their size"
     return "give samples of the wanted shape"

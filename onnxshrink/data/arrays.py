@@ -212,7 +212,13 @@ def _chosen(
         rows = _split_rows(arrays[SPLIT], settings.split, where)
     rows = rows[: settings.max_samples]
     if not len(rows):
-        raise DataError("there are no samples", where=where, got="arrays with no rows", want="at least one sample")
+        raise DataError(
+            "there are no samples",
+            where=where,
+            got="arrays with no rows",
+            want="at least one sample",
+            fix="look at what wrote the file: a filter that kept nothing, or a wrong folder",
+        )
     return rows
 
 

@@ -69,6 +69,7 @@ def sample_count(forms: Mapping[str, Form], *, where: str) -> int:
                 where=where,
                 got=f"{first!r} {counts[first]}, {name!r} {count}",
                 want="samples on axis 0 of every array, as many in each",
+                fix="save the arrays of the same samples together, after what drops or selects some",
             )
     return counts[first]
 

@@ -82,5 +82,7 @@ def damaged(where: str, error: Exception) -> DataError:
     return DataError(
         f"the data cannot be read: {error or type(error).__name__}",
         where=where,
+        got=f"{type(error).__name__} while reading",
+        want="a whole file, as numpy wrote it",
         fix="check that the file was copied whole, or write it anew",
     )

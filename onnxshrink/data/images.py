@@ -42,6 +42,7 @@ def open_images(settings: ImageData, specs: Sequence[TensorSpec], *, labels: boo
         raise DependencyError(
             "images need Pillow, and it is not installed",
             where=str(settings.images),
+            got="no pillow",
             want="the images extra",
             fix="pip install pillow",
         ) from e

@@ -44,7 +44,7 @@ def check_labels(
     values = f", each from 0 to {n_classes - 1}" if n_classes is not None else ""
     got, want = describe(LABELS, labels), f"{LABELS!r} int64[{n_samples}]{values}"
     if labels.shape != (n_samples,):
-        fix = "one label per sample"
+        fix = "give one label per sample"
         if labels.shape == (n_samples, 1):
             fix = "drop the last axis: labels[:, 0]"
         elif labels.ndim == 2 and len(labels) == n_samples:
@@ -52,7 +52,13 @@ def check_labels(
         raise DataError("the labels have the wrong shape", where=where, got=got, want=want, fix=fix)
     if labels.dtype.kind not in "iu":
         raise DataError(
-            "the labels are no class numbers", where=where, got=got, want=want, fix="labels.astype('int64')"
+            "the labels are no class numbers",
+            where=where,
+            got=got,
+            want=want,
+            fix="number the classes from 0: np.unique(labels, return_inverse=True)[1]"
+            if labels.dtype.kind in "US"
+            else "labels.astype('int64')",
         )
     if n_classes is None:
         return
@@ -65,7 +71,7 @@ def check_labels(
             where=where,
             got=f"labels from {labels.min()} to {labels.max()}",
             want=want,
-            fix="the labels seem to start at 1: labels - 1"
+            fix=f"the labels seem to run from 1 to {n_classes}; classes count from 0: labels - 1"
             if one_based
             else "check that data and model belong together",
         )

@@ -28,6 +28,7 @@ Rows: TypeAlias = range | NDArray[np.intp]
 """Row numbers, rising."""
 
 _CHUNK_BYTES = 1 << 20
+_NPY = "a .npy file: one array, and no archive"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of the name and of the extra field behind it
 
 
@@ -234,7 +235,9 @@ def zipped_arrays(path: Path) -> dict[str, ZippedArray]:
             where=str(path),
             got=_content(path),
             want="an archive written by numpy.savez or numpy.savez_compressed",
-            fix="check that the file was copied whole, or write it anew",
+            fix="name it under `npy: {input: file.npy}` in place of `npz`"
+            if _content(path) == _NPY
+            else "check that the file was copied whole, or write it anew",
         ) from e
     return {name.removesuffix(".npy"): ZippedArray(path, name) for name in names if name.endswith(".npy")}
 
@@ -267,7 +270,7 @@ def _content(path: Path) -> str:
     if not size:
         return "an empty file"
     if start == b"\x93NUMPY":
-        return "a .npy file; name it under `npy: {input: file.npy}`"
+        return _NPY
     return f"{size} bytes that begin with {start!r}"
 
 

@@ -161,7 +161,7 @@ class UnavailableError(BundleError):
 
 
 def check_bundle(
-    folder: Path, model: Path | None = None, *, latency: bool | None = None, behaviour_only: bool = False
+    folder: str | Path, model: str | Path | None = None, *, latency: bool | None = None, behaviour_only: bool = False
 ) -> Result:
     """Check a model against a bundle.
 
@@ -180,7 +180,8 @@ def check_bundle(
         BundleError: There is no bundle or no model, the manifest is damaged, or onnxruntime is missing.
     """
     start = time.perf_counter()
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(Path(folder))
+    model = None if model is None else Path(model)
     if model is not None and not model.is_file():
         raise BundleError("there is no model", where=str(model), want="an .onnx file")
     items = list(_integrity(bundle))
@@ -194,7 +195,7 @@ def check_bundle(
     outcomes = {item.outcome for item in completed}
     outcome = next((outcome for outcome in ("failed", "inconclusive") if outcome in outcomes), "passed")
     seconds = round(time.perf_counter() - start, 3)
-    return Result(str(folder), completed, outcome, bundle.since, str(model or folder / MODEL), seconds)
+    return Result(str(folder), completed, outcome, bundle.since, str(model or Path(folder) / MODEL), seconds)
 
 
 def item_names(folder: Path) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from onnxshrink.config.metrics import METRIC_NAMES
 from onnxshrink.core.report import Candidate, Metric, Outcome, Report
+from onnxshrink.report.next_steps import next_steps
 from onnxshrink.verify.gain import SPARSE
 
 _MARKS: dict[Outcome, tuple[str, str]] = {
@@ -21,24 +24,32 @@ _MARKS: dict[Outcome, tuple[str, str]] = {
     "inconclusive": ("inconclusive", "yellow"),
 }
 
+_SIZE_CHANGE = "±%"
+_WIDE = 96
+_LEAST_NAME = 10
 
-def print_report(report: Report, console: Console, folder: Path | None = None) -> None:
-    """Print the comparison, the verdicts that need words, and the winner's path.
+
+def print_report(report: Report, console: Console, folder: Path | None = None, *, config: Path | None = None) -> None:
+    """Print the comparison, the verdicts that need words, the winner's path and what to do next.
 
     Args:
         report: What to print.
         console: Where to.
-        folder: The run's folder, for the path of the winner.
+        folder: The run's folder, for paths.
+        config: The file that was run, for commands to run next.
     """
     targets: list[str | None] = list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target))
+    headers: set[str] = set()
     for target in targets or [None]:
+        columns = _fitted(report, _columns(report, target), console.width)
+        headers.update(column.header for column in columns)
         console.print()
-        console.print(_table(report, target, console.width, titled=len(targets) > 1))
-    console.print(Text(_caption(report), style="dim"))
-    for line in _extents(report):
+        console.print(_table(report, columns, console.width, title=f"on {target}" if len(targets) > 1 else None))
+    for line in (*_captions(report, headers), *_extents(report)):
         console.print(Text(line, style="dim"))
     _print_verdicts(report, console)
-    for warning in report.warnings:
+    steps = next_steps(report, folder, config)
+    for warning in _unsaid(report, steps):
         console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
     console.print()
     style = "bold green" if report.winner else "bold red"
@@ -47,50 +58,101 @@ def print_report(report: Report, console: Console, folder: Path | None = None) -
         console.print(f"  model   {escape(str(folder / 'model.onnx'))}", highlight=False, soft_wrap=True)
     if folder is not None:
         console.print(f"  report  {escape(str(folder / 'report.json'))}", highlight=False, soft_wrap=True)
+    for step in steps:
+        console.print(f"  next    {escape(step)}", highlight=False, soft_wrap=True)
 
 
-def _table(report: Report, target: str | None, width: int, *, titled: bool) -> Table:
-    """The comparison in ``width`` columns: units stand in the headers, and names are cut before any number is."""
-    metric = _task_metric(report)
-    is_ratio = any(m.name == metric and m.unit == "ratio" for c in report.candidates for m in c.metrics)
-    drop = "" if metric is None else "drop pt" if is_ratio else "drop"
-    headers = ["", "size", (metric or "").rpartition(":")[2], drop, "dB", "ms", "vs reference", "gates"]
-    rows = [_row(c, target, metric, winner=c.name == report.winner) for c in report.candidates]
-    gap = 2 if width >= 96 else 1
-    numbers = sum(gap + max(len(header), *(len(row[i]) for row in rows)) for i, header in enumerate(headers) if i)
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column: its cells from top to bottom, and the shorter ones that do where the terminal is narrow."""
+
+    header: str
+    cells: tuple[Text, ...]
+    justify: Literal["left", "right"] = "right"
+    brief: tuple[Text, ...] | None = None
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(self.header), *(cell.cell_len for cell in self.cells))
+
+
+def _columns(report: Report, target: str | None) -> list[_Column]:
+    """Everything that was measured on ``target``, less what has no value in any row; units stand in the headers."""
+    metric = task_metric(report)
+    is_ratio = _is_ratio(report, metric)
+
+    def of(candidate: Candidate, name: str | None) -> Metric | None:
+        return next((m for m in candidate.metrics if m.name == name and m.target in (target, None)), None)
+
+    def column(header: str, cell: Callable[[Candidate], Text], **more: Any) -> _Column:
+        return _Column(header, tuple(map(cell, report.candidates)), **more)
+
+    original = next((c for c in report.candidates if c.role != "variant"), None)
+    size, score = (of(original, name) if original else None for name in ("size_bytes", metric))
+    brief = tuple(_ratio(of(c, "latency_ratio"), c, interval=False) for c in report.candidates)
+    columns = [
+        column("size", lambda c: Text(_bytes(of(c, "size_bytes")))),
+        column(_SIZE_CHANGE, lambda c: _size_change(of(c, "size_bytes"), size)),
+        column((metric or "").rpartition(":")[2], lambda c: Text(_score(of(c, metric)))),
+        column("±pt" if is_ratio else "±", lambda c: _change(of(c, metric), score, of(c, "accuracy_drop"))),
+        column("dB", lambda c: Text(_worst_sqnr(c, target))),
+        column("ms", lambda c: Text(_milliseconds(of(c, "latency_p50_ms")))),
+        column("vs reference", lambda c: _ratio(of(c, "latency_ratio"), c), justify="left", brief=brief),
+        column("gates", _verdict, justify="left"),
+    ]
+    return [column for column in columns if any(column.cells)]
+
+
+def _fitted(report: Report, columns: list[_Column], width: int) -> list[_Column]:
+    """The columns that fit: where they are too wide the change of the size goes first, then the intervals."""
+    longest = 1 + _gap(width) + max(cell_len(candidate.name) for candidate in report.candidates)
+    slim = [column for column in columns if column.header != _SIZE_CHANGE]
+    short = [replace(column, header="ratio", cells=column.brief) if column.brief else column for column in slim]
+    return next((each for each in (columns, slim) if longest + _width(each, width) <= width), short)
+
+
+def _table(report: Report, columns: list[_Column], width: int, *, title: str | None) -> Table:
+    """The comparison; names that are too long for what is left of the line are folded, never cut."""
     table = Table(
         box=None,
         pad_edge=False,
-        padding=(0, gap, 0, 0),
+        padding=(0, _gap(width), 0, 0),
         header_style="dim",
-        title=f"on {target}" if titled else None,
+        title=title,
         title_justify="left",
     )
-    room = max(8, width - numbers)
-    table.add_column("", no_wrap=True, max_width=room)
-    for header in headers[1:]:
-        justify: Literal["left", "right"] = "left" if header in ("vs reference", "gates") else "right"
-        width = max(len(header), *(len(row[headers.index(header)]) for row in rows)) if header else 0
-        table.add_column(header, justify=justify, no_wrap=True, min_width=width)
-    for name, *figures in rows:
-        table.add_row(_cut(name, room), *figures)
+    table.add_column("", width=1)
+    left = width - _width(columns, width) - 1 - _gap(width)
+    table.add_column("", overflow="fold", max_width=max(_LEAST_NAME, left))
+    for column in columns:
+        table.add_column(column.header, justify=column.justify, no_wrap=True, min_width=column.width)
+    for row, candidate in enumerate(report.candidates):
+        wins = candidate.name == report.winner
+        name = Text(candidate.name, style="bold" if wins else "")
+        table.add_row("▸" if wins else "", name, *(column.cells[row] for column in columns))
     return table
 
 
-def _cut(name: Text, room: int) -> Text:
-    """The name in ``room`` columns: names are told apart by their ends as well, and lose their middle."""
-    if len(name) <= room:
-        return name
-    end = (room - 1) // 2
-    return Text(f"{name.plain[: room - 1 - end]}…{name.plain[len(name) - end :]}", style=name.style)
+def _gap(width: int) -> int:
+    return 2 if width >= _WIDE else 1
 
 
-def _caption(report: Report) -> str:
-    """What the columns are measured against."""
-    roles = {candidate.role: candidate.name for candidate in report.candidates}
-    original = roles.get("original", "reference")
-    drop = f"drop: {_task_metric(report)} lost against {original}; " if _task_metric(report) else ""
-    return f"{drop}dB: SQNR, and vs reference: latency ratio with its 95% interval, both against reference; ms: median"
+def _width(columns: Sequence[_Column], width: int) -> int:
+    """What the columns take of a terminal of ``width``, with the gaps before them."""
+    return sum(_gap(width) + column.width for column in columns)
+
+
+def _captions(report: Report, headers: Collection[str]) -> Iterator[str]:
+    """What the columns that are shown mean, and what they are measured against."""
+    original = {candidate.role: candidate.name for candidate in report.candidates}.get("original", "reference")
+    changes = {_SIZE_CHANGE: "size", **dict.fromkeys(("±pt", "±"), task_metric(report))}
+    shown = [sign for sign in changes if sign in headers]
+    if shown:
+        yield f"{', '.join(shown)}: change of {' and '.join(str(changes[sign]) for sign in shown)} against {original}"
+    figures = {"dB": "dB (SQNR)", "vs reference": "latency ratio (95% interval)", "ratio": "latency ratio"}
+    against = [text for header, text in figures.items() if header in headers]
+    if against:
+        yield f"{' and '.join(against)}: against reference" + ("; ms: median" if "ms" in headers else "")
 
 
 def _extents(report: Report) -> Iterator[str]:
@@ -110,28 +172,11 @@ def _grouped(values: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(group)} {value}" for value, group in names.items() if value)
 
 
-def _row(candidate: Candidate, target: str | None, metric: str | None, *, winner: bool) -> list[Text]:
-    def measured(name: str) -> Metric | None:
-        return next((m for m in candidate.metrics if m.name == name and m.target in (target, None)), None)
-
-    ratio = measured("latency_ratio")
-    verdict = Text("")
+def _verdict(candidate: Candidate) -> Text:
     if candidate.verdicts:
         mark, style = _MARKS[candidate.outcome]
-        verdict = Text(mark, style=style)
-    elif candidate.role == "variant":
-        verdict = Text("no gates", style="dim")
-    name = Text(f"{'▸ ' if winner else '  '}{candidate.name}", style="bold" if winner else "")
-    return [
-        name,
-        Text(_bytes(measured("size_bytes"))),
-        Text(_score(measured(metric) if metric else None)),
-        Text(_drop(measured("accuracy_drop"))),
-        Text(_worst_sqnr(candidate, target)),
-        Text(_milliseconds(measured("latency_p50_ms"))),
-        Text(_ratio(ratio), style=_ratio_style(ratio) if candidate.role == "variant" else ""),
-        verdict,
-    ]
+        return Text(mark, style=style)
+    return Text("no gates", style="dim") if candidate.role == "variant" else Text("")
 
 
 def _print_verdicts(report: Report, console: Console) -> None:
@@ -144,10 +189,14 @@ def _print_verdicts(report: Report, console: Console) -> None:
         console.print(Text.assemble((mark, style), f"  {name}: {verdict.reason}"), highlight=False)
 
 
-def _task_metric(report: Report) -> str | None:
+def task_metric(report: Report) -> str | None:
     """Its name; the user's own is called by its entry point, the one name with a colon in it."""
     names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics if m.output is None)  # drift has one
     return next((name for name in names if name in METRIC_NAMES or ":" in name), None)
+
+
+def _is_ratio(report: Report, metric: str | None) -> bool:
+    return any(m.name == metric and m.unit == "ratio" for c in report.candidates for m in c.metrics)
 
 
 def _worst_sqnr(candidate: Candidate, target: str | None) -> str:
@@ -188,27 +237,46 @@ def _score(metric: Metric | None) -> str:
     return f"{metric.value:.1%}" if metric.unit == "ratio" else f"{metric.value:.4g}"
 
 
-def _drop(metric: Metric | None) -> str:
-    if metric is None or metric.value is None:
-        return ""
-    return f"{100 * metric.value:+.1f}" if metric.unit == "ratio" else f"{metric.value:+.3g}"
+def _size_change(metric: Metric | None, original: Metric | None) -> Text:
+    """``-95``: per cent of the original's size, green where it shrank."""
+    if metric is None or original is None or metric is original or not metric.value or not original.value:
+        return Text("")
+    change = f"{100 * (metric.value / original.value - 1):+.0f}"
+    return Text(change, style="" if change in ("+0", "-0") else "green" if change[0] == "-" else "red")
+
+
+def _change(metric: Metric | None, original: Metric | None, drop: Metric | None) -> Text:
+    """``+0.5``: what the task metric gained or lost, coloured where its interval says that it did."""
+    if metric is None or original is None or metric is original or metric.value is None or original.value is None:
+        return Text("")
+    change = metric.value - original.value
+    style = ""
+    if drop is not None and drop.lo is not None and drop.hi is not None:
+        style = "red" if drop.lo > 0 else "green" if drop.hi < 0 else ""
+    return Text(f"{100 * change:+.1f}" if metric.unit == "ratio" else f"{change:+.3g}", style=style)
 
 
 def _milliseconds(metric: Metric | None) -> str:
     return f"{metric.value:.3g}" if metric and metric.value is not None else ""
 
 
-def _ratio(metric: Metric | None) -> str:
-    """``0.79 0.76-0.82``: the ratio and its interval; alone where it is exact."""
+def _ratio(metric: Metric | None, candidate: Candidate, *, interval: bool = True) -> Text:
+    """``0.79 0.76-0.82``: the ratio and its interval, alone where it is exact; green where faster beyond doubt."""
     if metric is None or metric.value is None:
-        return ""
+        return Text("")
     if metric.lo is None or metric.hi is None or metric.lo == metric.hi:
-        return f"{metric.value:.2f}"
-    return f"{metric.value:.2f} {metric.lo:.2f}–{metric.hi:.2f}"  # noqa: RUF001
+        return Text(f"{metric.value:.2f}")
+    style = ""
+    if candidate.role == "variant":
+        style = "green" if metric.hi < 1 else "red" if metric.lo > 1 else ""
+    ends = f" {metric.lo:.2f}–{metric.hi:.2f}" if interval else ""  # noqa: RUF001
+    return Text(f"{metric.value:.2f}{ends}", style=style)
 
 
-def _ratio_style(metric: Metric | None) -> str:
-    """Green where faster beyond doubt, red where slower beyond doubt."""
-    if metric is None or metric.lo is None or metric.hi is None:
-        return ""
-    return "green" if metric.hi < 1 else "red" if metric.lo > 1 else ""
+def _unsaid(report: Report, steps: Sequence[str]) -> Iterator[str]:
+    """The warnings that neither a verdict nor the next steps have said already."""
+    reasons = [v.reason for c in report.variants for v in c.verdicts if v.outcome != "passed"]
+    explained = any(step.startswith("onnxshrink explain ") for step in steps)
+    for warning in report.warnings:
+        if not any(reason in warning for reason in reasons) and not (explained and "`onnxshrink explain " in warning):
+            yield warning

@@ -18,6 +18,7 @@ PROTOBUF_LIMIT_BYTES = (1 << 31) - (1 << 20)
 
 EXTERNAL_DATA_FILE = "model.onnx.data"
 
+_LFS_POINTER = b"version https://git-lfs"
 _FIRST_IR_VERSION_WITH_CONSTANTS = 4  # before, every initializer had to be an input
 
 
@@ -108,7 +109,19 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
         where=str(path),
         got=f"{path.stat().st_size} bytes" if path.exists() else "nothing",
         want="an ONNX model",
+        fix=_way_in(path),
     )
+
+
+def _way_in(path: Path) -> str:
+    """How a file that is no ONNX model becomes one."""
+    if path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}:
+        return "weights of torch come in with the code of their network: onnxshrink init --template vision"
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                return "the file only points to the model, which Git LFS keeps: git lfs pull"
+    return "check that the file was copied whole, or export it again"
 
 
 def _external_files(model: onnx.ModelProto, folder: Path) -> set[Path]:

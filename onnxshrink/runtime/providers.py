@@ -116,6 +116,7 @@ def find_provider(target: Target) -> Provider:
         )
     raise ProviderError(
         f"the execution provider {target.provider!r} is not available here",
+        where=f"targets, onnxruntime {ort.__version__}",
         got=", ".join(dict.fromkeys([*ort.get_available_providers(), *(device.ep_name for device in offered)])),
         want=name,
         fix=_remedy(target.provider),

@@ -37,6 +37,10 @@ LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _SOURCE_PLACE = re.compile(r"^\S+\.(cc|h):\d+ .*\) (?=\S)")
+# What ONNX Runtime says of opsets, operators and kernels that it does not have.
+_TOO_NEW = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)")
+_UNKNOWN_OPERATOR = re.compile(r"(\S+?)\(-?\d+\) is not a registered function/op|No Op registered for (\S+)")
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\S+) node with name '([^']*)'")
 # ONNX Runtime's spelling of element types, and numpy's.
 _DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
 
@@ -214,12 +218,33 @@ def _open(
                 got=f"options {target.options}" if target.options else type(e).__name__,
                 want="a model and options that the provider takes; the CPU takes the model",
             ) from e
-        raise ModelError(
-            f"ONNX Runtime cannot load the model: {_first_line(e)}",
+        raise _refused(_first_line(e), type(e).__name__, where=where) from e
+
+
+def _refused(reason: str, kind: str, *, where: str) -> ModelError:
+    """What ONNX Runtime says of a model that it does not load, and what can be done about it."""
+    want = f"an ONNX model that onnxruntime {ort.__version__} can run"
+    if opset := _TOO_NEW.search(reason):
+        asked, domain, known = opset.groups()
+        return ModelError(
+            f"opset {asked} of {domain} is newer than onnxruntime {ort.__version__} knows",
             where=where,
-            got=type(e).__name__,
-            want=f"an ONNX model that onnxruntime {ort.__version__} can run",
-        ) from e
+            got=f"opset {asked}",
+            want=f"opset {known} or earlier",
+            fix="export it with an earlier opset: {kind: export, opset: 20} or torch.onnx.export(…, "
+            "opset_version=20); or update onnxruntime",
+        )
+    if operator := _UNKNOWN_OPERATOR.search(reason):
+        name = operator[1] or operator[2]
+        what, got = f"ONNX Runtime has no operator {name}", name
+        fix = f"export the model without {name}, written with standard operators; operators from a library of your own "
+        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}cannot be loaded here")
+    if kernel := _NO_KERNEL.search(reason):
+        what, got = f"ONNX Runtime has no kernel on this provider for {kernel[1]}", f"the node {kernel[2]!r}"
+        fix = "export it in float32, or write the operator with others; the types of each kernel: onnxruntime's "
+        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}docs/OperatorKernels.md")
+    fix = "see what is wrong with it: onnxshrink inspect model.onnx; or export it again"
+    return ModelError(f"ONNX Runtime cannot load the model: {reason}", where=where, got=kind, want=want, fix=fix)
 
 
 def _loads_on_cpu(model: str | bytes) -> bool:

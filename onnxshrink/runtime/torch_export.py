@@ -250,7 +250,9 @@ def _refusal(error: Exception, network: nn.Module, inputs: Sequence[TensorSpec],
     return ModelError(
         f"the {settings.exporter} exporter cannot take the network: {type(cause).__name__}: {_first_line(cause)}",
         where=type(network).__name__,
-        fix=fix_for(settings),
+        got=type(cause).__name__,
+        want="operators that ONNX can express, and code that can be traced",
+        fix=f"{fix_for(settings)}; or write the operator with others, such as exp, log and matmul",
     )
 
 

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onnxshrink.config.source import FactorySource
-from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.artifact import WEIGHTS_FILE, Artifact
 from onnxshrink.core.errors import ModelError
-from onnxshrink.core.importing import load_entry, source_digest
+from onnxshrink.core.importing import load_entry, source_digest, split_entry
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime.torch_weights import load_weights
 
 ARCHITECTURE_FILE = "architecture.json"
-WEIGHTS_FILE = "weights.safetensors"
 
 Cut: TypeAlias = tuple[str, bool, tuple[int, ...]]
 """A module's name, whether its output channels were removed (or its input channels), and their indices at that time."""
@@ -174,7 +173,9 @@ def build_network(architecture: Architecture, *, seed: int = 0) -> nn.Module:
                 where=architecture.factory,
                 got=f"args {dict(architecture.args)}",
                 want="a torch.nn.Module",
-                fix="check `args`" if isinstance(e, TypeError) else None,
+                fix="check `args`"
+                if isinstance(e, TypeError)
+                else "call it by hand: python -c 'import {0}; {0}.{1}()'".format(*split_entry(architecture.factory)),
             ) from e
     if not isinstance(network, nn.Module):
         raise ModelError(

@@ -13,7 +13,7 @@ front ─▶ finalists ─▶ pipeline.run: latency, alone ─▶ gates ─▶ t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import versions
 from onnxshrink.core.report import Candidate, Report
 from onnxshrink.core.run_folder import require_own
-from onnxshrink.pipeline import Leave, run
+from onnxshrink.pipeline import Leave, Page, run
 from onnxshrink.search.attempt import Task, attempt_until
 from onnxshrink.search.document import conclude
 from onnxshrink.search.finalists import N_FINALISTS, first_finalists, further_finalists
@@ -59,6 +59,7 @@ def fit(
     executor: Executor | None = None,
     watch: Callable[[State], None] | None = None,
     leave: Leave | None = None,
+    pages: Mapping[str, Page] | None = None,
     clock: Clock = time.monotonic,
 ) -> Report:
     """Find the model that keeps every limit of a config's budget, or the nearest misses.
@@ -75,6 +76,7 @@ def fit(
         executor: Where trials run; None as ``budget.parallel`` says.
         watch: Told the state before and after every trial.
         leave: Writes ``bundle/``; see `onnxshrink.pipeline.run`.
+        pages: Files to leave beside the report; see there as well.
         clock: Seconds since any moment.
 
     Returns:
@@ -108,8 +110,8 @@ def fit(
 
     with open_workers(budget.parallel, executor) as workers:
         is_whole = _try(space, budget, runs.absolute(), record, pace, workers=workers, look=look)
-    state = replace(look(), is_whole=is_whole)
-    return _measure(config, space, state, pace, runs=runs, base=base, events=events or Silent(), leave=leave)
+    compare = partial(run, runs=runs, base=base, events=events or Silent(), leave=leave, pages=pages)
+    return _measure(config, space, replace(look(), is_whole=is_whole), pace, compare)
 
 
 def _try(
@@ -165,11 +167,7 @@ def _measure(
     space: Space,
     state: State,
     pace: Pace,
-    *,
-    runs: Path,
-    base: Path,
-    events: Events,
-    leave: Leave | None,
+    compare: Callable[..., Report],
 ) -> Report:
     """Measure the finalists, and further ones as long as the clock lets none pass and there is time."""
     timed: list[Trial] = []
@@ -195,15 +193,11 @@ def _measure(
         return conclude(space, replace(state, seconds=pace.spent), report)
 
     judged = {"gates": state.budget.as_gates, "select": _SELECT[state.budget.minimize]}
-    return run(
+    return compare(
         config.model_copy(update=judged),
-        runs=runs,
-        base=base,
-        events=events,
         parts=parts_of(first_finalists(state)),
         further=further,
         conclude=last_word,
-        leave=leave,
     )
 
 

@@ -13,6 +13,7 @@ from onnxshrink.config.stages import (
     Export,
     Finetune,
     Optimize,
+    PackageOrt,
     PruneChannels,
     PruneWeights,
     QuantizeDynamic,
@@ -90,5 +91,9 @@ def work_of(stage: AnyStage) -> Work:  # noqa: C901, PLR0912  one arm for each s
             from onnxshrink.stages.to_fp16 import to_fp16
 
             return partial(to_fp16, stage)
+        case PackageOrt():
+            from onnxshrink.stages.package_ort import package_ort
+
+            return partial(package_ort, stage)
         case _:
             assert_never(stage)

@@ -14,6 +14,9 @@ from onnxshrink.core.errors import TrainingError
 FIGURE = "held_out"
 """What an epoch's figure is called in its record; lower is better."""
 
+MAX_CURVE = 200
+"""Epochs that a training's facts keep."""
+
 
 def hold_out(count: int, settings: EarlyStopping | None, *, seed: int, where: str) -> tuple[Tensor, Tensor]:
     """Draw the samples to judge on.
@@ -48,6 +51,13 @@ def hold_out(count: int, settings: EarlyStopping | None, *, seed: int, where: st
 def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
     """Number of the epoch with the lowest figure, the first of equals; 0 before the first."""
     return int(min(epochs, key=lambda entry: entry[FIGURE])["epoch"]) if epochs else 0
+
+
+def thinned(epochs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most `MAX_CURVE` of the epochs, evenly, the first and the last among them: enough to draw the curve."""
+    if len(epochs) <= MAX_CURVE:
+        return list(epochs)
+    return [epochs[place * (len(epochs) - 1) // (MAX_CURVE - 1)] for place in range(MAX_CURVE)]
 
 
 def is_over(epochs: Sequence[Mapping[str, Any]], settings: EarlyStopping | None) -> bool:

@@ -18,7 +18,7 @@ from onnxshrink.core.errors import TrainingError
 from onnxshrink.stages.acceleration import same_everywhere, share_of
 from onnxshrink.stages.checkpoint import Checkpoints, copy_of, digest_tensors, restore, tensors_of
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.early_stopping import FIGURE, best_epoch, hold_out, is_over, sum_of
+from onnxshrink.stages.early_stopping import FIGURE, best_epoch, hold_out, is_over, sum_of, thinned
 from onnxshrink.stages.optimizer import Average, make_optimizer, schedule
 from onnxshrink.stages.samples import Samples, TrainingBatch
 
@@ -122,7 +122,7 @@ class Loop:
             self._average.swap()
         same_everywhere(self._learner, self._accelerator)
         self._accelerator.free_memory()
-        facts: Facts = {"epochs": self._epochs}
+        facts: Facts = {"epochs": thinned(self._epochs)}
         if self._settings.early_stopping is not None:
             facts["best_epoch"] = best_epoch(self._epochs)
         self._save({"learner": tensors_of(self._learner), "facts": facts})
@@ -182,6 +182,7 @@ class Loop:
     def _end_epoch(self, epoch: int) -> None:
         means = {name: value / len(self._rows) for name, value in self._summed.items()}
         entry: dict[str, Any] = {"epoch": epoch, "loss": round(sum(means.values()), 6)}
+        entry["learning_rate"] = float(f"{self._optimizer.param_groups[0]['lr']:.4g}")
         if len(means) > 1:
             entry["terms"] = {name: round(value, 6) for name, value in means.items()}
         self._epochs.append(entry)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnxshrink
 from onnxshrink.config.base import fingerprint
@@ -30,6 +31,13 @@ from onnxshrink.stages.source import open_source
 _ROOMS = ("core", "config", "data", "runtime", "calibration", "stages", "verify")
 _ONNX_LIBRARIES = ("numpy", "onnx", "onnx-ir", *ONNX_RUNTIMES, "onnxscript", "onnxslim", "pillow")
 _TORCH_LIBRARIES = ("accelerate", "numpy", "pillow", "safetensors", "torch", "torch-pruning")
+
+
+_INNER = "steps within"
+"""Beside a step's facts in the store: the steps that it took, so that a run that finds it shows them as well."""
+
+Inner: TypeAlias = tuple[str, str, Kind, Digest]
+"""A step within another: the end of its name, its kind, what it gives, and what it is remembered under."""
 
 
 class Memo:
@@ -56,6 +64,7 @@ class Memo:
         self._failures: dict[Digest, ShrinkError] = {}
         self._sources: dict[str, Any] = {}
         self._data_keys: dict[Role, Any] = {}
+        self._within: list[tuple[str, list[Inner]]] = []
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -95,14 +104,7 @@ class Memo:
         """The result of ``stage`` on ``artifact``."""
         name = name or stage.kind
         roles = (*stage.needs, *stage.uses)
-        key = {
-            "settings": fingerprint(stage),
-            "isa": detect_isa() if getattr(stage, "isa", None) == "auto" else None,
-            "timed_on": processor_features() if stage.times else None,
-            "input": artifact.digest,
-            "seed": self._seed,
-            "data": {role: self.data_key(role) for role in roles},
-        }
+        key = self._key_of(stage, artifact)
 
         def work(folder: Path) -> Facts:
             require_torch({stage.takes, stage.gives}, stage.kind)
@@ -111,6 +113,21 @@ class Memo:
         uses: set[Kind] = {stage.takes, stage.gives}
         digest = _digest(stage.kind, key, stage.gives, uses)
         return self.once(name, stage.kind, key, stage.gives, work, uses=uses, trains=stage.trains)
+
+    def made(self, stage: AnyStage, artifact: Artifact) -> Artifact | None:
+        """The result of ``stage`` on ``artifact`` if this run has it already, by itself or within another step."""
+        digest = _digest(stage.kind, self._key_of(stage, artifact), stage.gives, {stage.takes, stage.gives})
+        return self._steps[digest][1] if digest in self._steps else None
+
+    def _key_of(self, stage: AnyStage, artifact: Artifact) -> dict[str, Any]:
+        return {
+            "settings": fingerprint(stage),
+            "isa": detect_isa() if getattr(stage, "isa", None) == "auto" else None,
+            "timed_on": processor_features() if stage.times else None,
+            "input": artifact.digest,
+            "seed": self._seed,
+            "data": {role: self.data_key(role) for role in (*stage.needs, *stage.uses)},
+        }
 
     def fold(self, artifact: Artifact, stages: Iterable[AnyStage], prefix: str = "") -> list[Artifact]:
         """Run ``stages`` one after the other.
@@ -168,6 +185,9 @@ class Memo:
             trains: True if several processes share the work.
         """
         digest = _digest(kind, key, gives, uses)
+        if self._within:
+            outer, steps = self._within[-1]
+            steps.append((name.removeprefix(outer), kind, gives, digest))
 
         def run(work: Callable[[Path], Facts]) -> Artifact:
             if digest not in self._steps:
@@ -181,17 +201,42 @@ class Memo:
             raise self._failures[key]
         entry = self._store.find(key, gives)
         if entry is not None:
+            self._recall(name, entry)
             return entry
         self._events.started(name)
+        self._within.append((name, []))
         try:
-            return self._store.make(key, gives, work, time.perf_counter)
+            return self._store.make(key, gives, self._noting(work), time.perf_counter)
         except ShrinkError as e:
             self._failures[key] = e
             raise
+        finally:
+            self._within.pop()
+
+    def _noting(self, work: Callable[[Path], Facts]) -> Callable[[Path], Facts]:
+        """``work`` whose facts have the steps within it beside them."""
+
+        def noting(folder: Path) -> Facts:
+            facts = work(folder)
+            steps = list(dict.fromkeys(self._within[-1][1]))
+            return facts | {_INNER: steps} if steps else facts
+
+        return noting
+
+    def _recall(self, outer: str, entry: Entry) -> None:
+        """Record the steps within one that was found; those that the store has lost are left out."""
+        for tail, kind, gives, digest in entry.facts.get(_INNER, ()):
+            inner = None if digest in self._steps else self._store.find(digest, gives)
+            if inner is not None:
+                self._recall(outer + tail, inner)
+                self._record(digest, outer + tail, kind, inner)
 
     def _record(self, key: Digest, name: str, kind: str, entry: Entry) -> None:
         seconds = round(entry.seconds, 3)
-        step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, entry.facts)
+        size = entry.artifact.model_bytes
+        facts = {name: value for name, value in entry.facts.items() if name != _INNER}
+        facts |= {} if size is None else {"size_bytes": size}
+        step = Step(name, kind, entry.artifact.digest, entry.cached, seconds, facts)
         self._steps[key] = (step, entry.artifact)
         self._events.finished(name, seconds, cached=entry.cached)
 
@@ -216,6 +261,8 @@ def require_torch(kinds: set[Kind], what: str) -> None:
         if importlib.util.find_spec(module) is None:
             raise DependencyError(
                 f"{what!r} needs torch, and {package!r} is not installed",
+                where=f"the packages of {sys.executable}",
+                got=f"no {package}",
                 want="the torch extra",
                 fix="pip install -e '.[torch]' in the checkout, or pip install torch torch-pruning safetensors "
                 "accelerate",

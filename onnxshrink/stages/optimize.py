@@ -199,8 +199,12 @@ def gather(model: onnx.ModelProto, ctx: Context) -> Evidence:
     Raises:
         ModelError: The model cannot be run on them.
     """
-    session = reference_session(model, name="the model to optimize")
-    specs = input_specs(model)
+    return evidence_of(reference_session(model, name="the model to optimize"), ctx)
+
+
+def evidence_of(session: Session, ctx: Context) -> Evidence:
+    """As `gather`, with the outputs of a model as a session runs it."""
+    specs = session.inputs
     reader = ctx.reader("calibration", specs, batch_size=_BATCH)
     if reader is None:
         return _random_evidence(session, specs, ctx.seed)
@@ -226,7 +230,7 @@ def _random_evidence(session: Session, specs: Sequence[TensorSpec], seed: int) -
         except ModelError as e:
             refusals.append(e)
     raise ModelError(
-        f"the model cannot be tried on random values, so no pass can be believed: {refusals[0].what}",
+        f"the model cannot be tried on random values, so nothing can be compared: {refusals[0].what}",
         want=", ".join(map(str, specs)),
         fix="give real samples: data.calibration",
     ) from refusals[0]

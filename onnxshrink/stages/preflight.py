@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.metrics import OwnMetric
@@ -12,6 +12,9 @@ from onnxshrink.config.stages import PruneChannels, PruneWeights, Stage, StaticQ
 from onnxshrink.config.training import AttentionTransfer, EntryLoss, FeatureHint, Learning, Training
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.data.arrays import ArrayReader
+from onnxshrink.data.indexed import IndexedReader
+from onnxshrink.data.labels import check_labels
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.affinity import require_cores
 from onnxshrink.runtime.graph import input_specs, load_model
@@ -49,6 +52,27 @@ def preflight(config: RunConfig) -> None:
             open_reader(settings, specs, labels=is_learned)
     if config.data.evaluation is not None:
         open_reader(config.data.evaluation, specs, labels=config.data.evaluation.metric is not None)
+    refuse_labels(config, ())
+
+
+def refuse_labels(config: RunConfig, classes: Sequence[int]) -> None:
+    """Raise where the labels that accuracy is measured with are no class numbers of the model; streams are not read.
+
+    Args:
+        config: The run's.
+        classes: How many classes each output of logits has, in the model's order; none where they are not known yet.
+
+    Raises:
+        DataError: Of a sample's label.
+    """
+    data = config.data.evaluation
+    if data is None or data.metric not in ("top1", "top5") or isinstance(data, EntryData):
+        return
+    reader = open_reader(data, model_inputs(config), labels=True)
+    assert isinstance(reader, ArrayReader | IndexedReader)  # noqa: S101  all but streams have their labels by number
+    least = 1 + int(data.metric.removeprefix("top"))
+    n_classes = next((count for count in classes if count >= least), None)
+    check_labels(reader.labels(), n_samples=len(reader), n_classes=n_classes, where=reader.where)
 
 
 def model_inputs(config: RunConfig) -> tuple[TensorSpec, ...]:

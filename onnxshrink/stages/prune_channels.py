@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from onnxshrink.config.stages import Finetune, PruneChannels
-from onnxshrink.core.artifact import Artifact, Facts, digest_folder
+from onnxshrink.core.artifact import WEIGHTS_FILE, Artifact, Facts, digest_folder
 from onnxshrink.core.errors import ConfigError, ModelError, ShrinkError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.runtime.torch_model import (
-    WEIGHTS_FILE,
     Architecture,
     build_network,
     count_macs,

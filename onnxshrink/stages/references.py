@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import Distill, Export, Finetune, Optimize, PruneChannels, PruneWeights, Stage
+from onnxshrink.config.stages import (
+    Calibrate,
+    Distill,
+    Export,
+    Finetune,
+    Optimize,
+    PruneChannels,
+    PruneWeights,
+    QuantizeDynamic,
+    QuantizeMixed,
+    QuantizeStatic,
+    QuantizeWeights,
+    Stage,
+)
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.stages.memo import Memo
 
@@ -64,3 +77,19 @@ def original_of(
     if config.model.weights is not None and trained:
         return "source", memo.fold(trunk[0], tail, "source/")[-1]
     return None
+
+
+def quantized_from(
+    memo: Memo, stages: Sequence[Stage], chain: Sequence[Artifact]
+) -> tuple[Artifact | None, Artifact | None]:
+    """The float model that a branch quantizes, and the calibration that its ranges come from, as far as there are any.
+
+    Args:
+        memo: The run's steps, those of the branch among them.
+        stages: Of the branch.
+        chain: Its artifacts, the source first.
+    """
+    for stage, before in zip(stages, chain, strict=False):
+        if isinstance(stage, QuantizeStatic | QuantizeMixed | QuantizeDynamic | QuantizeWeights):
+            return before, memo.made(Calibrate(), before)
+    return None, None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import assert_never
 
 from onnxshrink.config.source import FactorySource, ModelSource, OnnxSource
-from onnxshrink.core.artifact import ONNX_FILE, Facts, size_bytes
+from onnxshrink.core.artifact import ONNX_FILE, Facts
 from onnxshrink.core.errors import ModelError
 
 
@@ -54,9 +54,9 @@ def _open_factory(settings: FactorySource, out: Path, *, seed: int) -> Facts:
     facts: Facts = {
         "parameters": tm.count_parameters(network),
         "macs": tm.count_macs(network, architecture.inputs),
-        "size_bytes": size_bytes(out / tm.WEIGHTS_FILE),
         "inputs": list(map(str, architecture.inputs)),
         "outputs": len(outputs),
+        "classes": [output.shape[1] for output in outputs if output.ndim == 2 and output.is_floating_point()],
     }
     if prefix:
         facts["stripped_prefix"] = prefix
@@ -80,10 +80,15 @@ def _open_onnx(path: Path, out: Path) -> Facts:
         "parameters": sum(prod(tensor.dims) for tensor in model.graph.initializer),
         "inputs": list(map(str, input_specs(model))),
         "outputs": list(map(str, output_specs(model))),
+        "classes": [
+            spec.shape[1]
+            for spec in output_specs(model)
+            if len(spec.shape) == 2 and isinstance(spec.shape[1], int) and spec.dtype.startswith("float")
+        ],
         "opset": opset_of(model),
     }
     if external_files(path):
         save_model(model, out)
     else:
         shutil.copy(path, out / ONNX_FILE)
-    return facts | {"size_bytes": size_bytes(out)}
+    return facts

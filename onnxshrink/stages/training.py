@@ -34,8 +34,9 @@ def train(learner: Learner, samples: Samples, settings: Training, ctx: Context, 
         part: Name of this training in its stage: a stage that trains more than once names each.
 
     Returns:
-        ``epochs``: for each its number, its mean loss, the weighted terms of it where there are several, and, with
-            early stopping, its figure on the held-out samples;
+        ``epochs``: for each (of more than 200, for 200 of them) its number, its mean loss, the learning rate of its
+            last step, the weighted terms of the loss where there are several, and, with early stopping, its figure on
+            the held-out samples as ``held_out``;
         ``best_epoch`` whose weights are kept, with early stopping; ``resumed_from_step`` where a checkpoint was found;
         ``precision``, ``device``, ``processes`` where there are more than one; ``peak_memory_bytes`` of this process,
         and ``peak_gpu_memory_bytes``.

@@ -15,7 +15,7 @@ from onnxshrink.verify.macs import attribute, is_integer, label, multiplies, ten
 
 _FLOATS = {"float32", "float16", "float64", "bfloat16"}
 _SIXTEEN_BITS = {"int16", "uint16"}
-_BORDERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+BORDERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 # They move numbers and compute nothing, so an island of nothing else costs next to nothing.
 MOVES = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Concat", "Split", "Gather",
@@ -80,11 +80,11 @@ class RunGraph:
                 self.readers.setdefault(name, []).append(node)
             self.maker |= dict.fromkeys(node.output, node)
         self.dynamic = any("Dynamic" in node.op_type for node in self.nodes)
-        self.quantized = any(node.op_type in _BORDERS or is_integer(node) for node in self.nodes)
+        self.quantized = any(node.op_type in BORDERS or is_integer(node) for node in self.nodes)
 
     def is_float(self, node: onnx.NodeProto) -> bool:
         """True where the node computes float activations from float activations."""
-        if node.op_type in _BORDERS or is_integer(node):
+        if node.op_type in BORDERS or is_integer(node):
             return False
         return any(self.dtypes.get(name) in _FLOATS for name in node.output) and bool(self.activations(node))
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -22,8 +23,9 @@ from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.runtime.parity import AXIS_LENGTHS, axis_lengths, random_batch
 from onnxshrink.runtime.session import Optimization, Session
 from onnxshrink.verify.causes import RunGraph
-from onnxshrink.verify.islands import Island, find_islands
+from onnxshrink.verify.islands import Island, find_islands, island_of_nodes
 from onnxshrink.verify.macs import Row, multiplies, row_of
+from onnxshrink.verify.segments import Segment, find_segments, segment_details
 
 _FILE = "optimized.onnx"
 _WEIGHTS = "optimized.weights"
@@ -44,10 +46,12 @@ class Coverage:
     Attributes:
         rows: Every node that multiplies, in the order of the graph.
         islands: Connected float nodes, those with the most multiply-accumulates first.
+        segments: All nodes in the order of the graph, in stretches that compute alike.
     """
 
     rows: tuple[Row, ...]
     islands: tuple[Island, ...]
+    segments: tuple[Segment, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -111,10 +115,14 @@ def audit(
         shapes = _shapes(model, _tensors_of(counted), saved.parent, target, batch, where=str(path))
     rows = tuple(row_of(node, shapes) for node in counted)
     graph = RunGraph(model.graph, dtypes, optimization, target.provider, isa or detect_isa())
-    return Coverage(rows, find_islands(graph, {node.output[0]: row for node, row in zip(counted, rows, strict=True)}))
+    row_of_nodes = {node.output[0]: row for node, row in zip(counted, rows, strict=True)}
+    islands = island_of_nodes(graph, row_of_nodes)
+    return Coverage(rows, find_islands(islands), find_segments(graph, row_of_nodes, islands))
 
 
-def work_metrics(path: Path, target: Target, batch: Batch, *, quantized: bool) -> tuple[Metric, Metric]:
+def measure_work(
+    path: Path, target: Target, batch: Batch, *, quantized: bool
+) -> tuple[tuple[Metric, Metric], list[dict[str, Any]]]:
     """``macs`` and ``integer_coverage`` of a model on a target; the coverage has its largest float island as the note.
 
     A model whose optimized graph cannot be read back has no value: the audit must not stop what ONNX Runtime can run.
@@ -124,16 +132,21 @@ def work_metrics(path: Path, target: Target, batch: Batch, *, quantized: bool) -
         target: Where it runs.
         batch: One inference's inputs, whose multiply-accumulates are counted.
         quantized: Whether any of it is meant to run in integers; else the coverage is 0 without a cause.
+
+    Returns:
+        The metrics, and the graph as of `segment_details`; empty where it is not quantized or cannot be read back.
     """
     float_share = Metric("integer_coverage", 0.0, "ratio", target=target.name)
     try:
         coverage = audit(path, target, batch=batch)
     except (ModelError, ProviderError) as e:  # a provider that compiles its nodes does not show them
         macs = Metric("macs", None, "count", target=target.name, note=e.what)
-        return macs, replace(float_share, value=None, note=e.what) if quantized else float_share
+        return (macs, replace(float_share, value=None, note=e.what) if quantized else float_share), []
     note = coverage.note if coverage.macs else "the model has no multiply-accumulates"
     macs = Metric("macs", float(coverage.macs), "count", target=target.name)
-    return macs, replace(float_share, value=coverage.ratio, note=note) if quantized else float_share
+    if not quantized:
+        return (macs, float_share), []
+    return (macs, replace(float_share, value=coverage.ratio, note=note)), segment_details(coverage.segments)
 
 
 def _computes(node: onnx.NodeProto, dtypes: Mapping[str, str]) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 from ruamel.yaml import YAML
 
-from onnxshrink.config.data import NpzData
+from onnxshrink.config.data import Data, NpzData
 from onnxshrink.config.stages import Isa
 from onnxshrink.core.errors import ConfigError
-from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.events import Events, Logged, Silent
 from onnxshrink.core.report import finite
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model, name_nodes
@@ -119,9 +119,9 @@ class Explanation:
 
 
 def explain(
-    reference: Path,
-    candidate: Path,
-    data: Path,
+    reference: str | Path,
+    candidate: str | Path,
+    data: str | Path,
     *,
     max_samples: int | None = MAX_SAMPLES,
     max_bytes: int = MAX_BYTES,
@@ -145,6 +145,7 @@ def explain(
         DataError: The samples do not fit.
         ModelError: The models have nothing in common.
     """
+    reference, candidate, data = Path(reference), Path(candidate), Path(data)
     for name, file in (("reference", reference), ("candidate", candidate), ("data", data)):
         if not file.is_file():
             want = "data.npz" if name == "data" else "model.onnx"
@@ -156,14 +157,14 @@ def explain(
         names=(str(reference), str(candidate)),
         max_bytes=max_bytes,
         isa=isa,
-        events=events,
+        events=events or Logged(),
     )
 
 
 def explain_models(
     reference: onnx.ModelProto,
     candidate: onnx.ModelProto,
-    data: NpzData,
+    data: Data,
     *,
     names: tuple[str, str] = ("reference", "candidate"),
     max_bytes: int = MAX_BYTES,

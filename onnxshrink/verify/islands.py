@@ -40,18 +40,27 @@ class Island:
         return "; ".join(dict.fromkeys(cause.change for cause in self.causes))
 
 
-def find_islands(graph: RunGraph, rows: Mapping[str, Row]) -> tuple[Island, ...]:
-    """The float islands of a graph.
+def island_of_nodes(graph: RunGraph, rows: Mapping[str, Row]) -> dict[str, Island]:
+    """The float island that each node belongs to, by the node's first output.
 
     Args:
         graph: The graph that runs.
         rows: The multiply-accumulates of the nodes that have any, by the node's first output.
 
     Returns:
-        Islands, those with the most multiply-accumulates first, then in the order of the graph.
+        The nodes of one island have the very same object.
     """
-    islands = [_island(nodes, graph, rows) for nodes in _connected(graph) if any(n.op_type not in MOVES for n in nodes)]
-    return tuple(sorted(islands, key=lambda island: -island.macs))
+    groups = (nodes for nodes in _connected(graph) if any(node.op_type not in MOVES for node in nodes))
+    return {node.output[0]: island for nodes in groups for island in [_island(nodes, graph, rows)] for node in nodes}
+
+
+def find_islands(islands: Mapping[str, Island]) -> tuple[Island, ...]:
+    """Each island once, those with the most multiply-accumulates first, then in the order of the graph.
+
+    Args:
+        islands: As of `island_of_nodes`.
+    """
+    return tuple(sorted({id(island): island for island in islands.values()}.values(), key=lambda island: -island.macs))
 
 
 def _connected(graph: RunGraph) -> Iterator[list[onnx.NodeProto]]:

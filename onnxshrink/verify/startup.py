@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,10 +67,12 @@ def measure_startup(
     models = {"candidate": artifact} | ({} if artifact.digest == reference.digest else {"reference": reference})
     figures: dict[str, Figures] = {name: {figure: [] for figure in _UNITS} for name in models}
     with tempfile.TemporaryDirectory() as folder:
-        settings = {name: _settings(model, target, batch, specs, Path(folder)) for name, model in models.items()}
+        settings = {
+            name: probe_settings(model.model_path, target, batch, specs, Path(folder)) for name, model in models.items()
+        }
         for turn in range(PROCESSES):
             for name in sorted(models, reverse=bool(turn % 2)):
-                for figure, value in _probe(settings[name], where=str(models[name].path)).items():
+                for figure, value in probe(settings[name], where=str(models[name].path)).items():
                     figures[name][figure].append(value)
     figures.setdefault("reference", figures["candidate"])
     metrics = [
@@ -80,27 +83,47 @@ def measure_startup(
     return tuple(metrics), figures
 
 
-def _settings(
-    artifact: Artifact, target: Target, batch: Batch, specs: tuple[TensorSpec, ...], folder: Path
+def probe_settings(
+    model: Path,
+    target: Target,
+    batch: Batch,
+    specs: tuple[TensorSpec, ...],
+    folder: Path,
+    *,
+    config: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the probe is told: the session as `Session` opens it."""
+    """What the probe is told: the session as `Session` opens it.
+
+    Args:
+        model: The ``.onnx`` or ``.ort`` file.
+        target: Provider, threads, spinning and cores.
+        batch: One inference's inputs.
+        specs: What they are called, see `Session`.
+        folder: Where the inputs are written for the probe.
+        config: Session config entries besides the target's.
+    """
     provider = find_provider(target)
-    session = Session(artifact.model_path, target, like=specs)
-    inputs = folder / f"{artifact.digest}.npz"
-    arrays: dict[str, Any] = dict(session.interface.feed(batch, where=str(artifact.path)))
+    session = Session(model, target, like=specs)
+    inputs = Path(tempfile.mkdtemp(dir=folder)) / "inputs.npz"
+    arrays: dict[str, Any] = dict(session.interface.feed(batch, where=str(model)))
     np.savez(inputs, **arrays)
     return {
-        "model": str(artifact.model_path),
+        "model": str(model),
         "inputs": str(inputs),
         "providers": [(provider.name, provider_options(target))] + [(CPU, {})] * (provider.name != CPU),
         "threads": target.threads,
         "level": int(LEVELS[target.optimization]),
-        "config": {"session.intra_op.allow_spinning": str(int(target.spinning))},
+        "config": {"session.intra_op.allow_spinning": str(int(target.spinning)), **(config or {})},
         "affinity": list(target.affinity) if target.affinity else None,
     }
 
 
-def _probe(settings: dict[str, Any], *, where: str) -> dict[str, float | None]:
+def probe(settings: dict[str, Any], *, where: str) -> dict[str, float | None]:
+    """The figures of one process.
+
+    Raises:
+        ModelError: It failed; the message is its last line.
+    """
     path = os.pathsep.join(filter(None, sys.path))  # what this process can import, the other can
     done = subprocess.run(  # noqa: S603  our own module, by the same interpreter
         [sys.executable, "-m", "onnxshrink.verify.startup_probe", json.dumps(settings)],

@@ -30,7 +30,7 @@ from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session, require_batch
 from onnxshrink.verify.accuracy import Scores, score
 from onnxshrink.verify.comparison import accuracy_details, accuracy_metrics
-from onnxshrink.verify.coverage import work_metrics
+from onnxshrink.verify.coverage import measure_work
 from onnxshrink.verify.drift_evidence import DriftEvidence
 from onnxshrink.verify.footprint import measure_footprint
 from onnxshrink.verify.latency import PATIENCE, Run, measure_pairs, runner, without_garbage_collection
@@ -45,12 +45,23 @@ _SAME_FILE = "the reference itself"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model to be measured: its place in the comparison, and what it is compared with."""
+    """A model to be measured: its place in the comparison, and what it is compared with.
+
+    Attributes:
+        name: In the report.
+        role: What the model is to the run.
+        artifact: The model.
+        reference: The float model that drift and latency are measured against.
+        before: Of a quantized model, the float model that was quantized.
+        calibration: Of a statically quantized model, what its ranges come from.
+    """
 
     name: str
     role: Role
     artifact: Artifact
     reference: Artifact
+    before: Artifact | None = None
+    calibration: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +121,12 @@ def measure_quality(
         ProviderError: A target's provider is not there.
     """
     metrics, scores, accuracy = list(measure_footprint(artifact.model_path)), {}, {}
-    metrics += _work(artifact, reference, config)
+    work, segments = _work(artifact, reference, config)
+    metrics += work
+    details: dict[str, Any] = {"coverage": segments} if segments else {}
     data = config.data.evaluation
     if data is None:
-        return Quality(tuple(metrics))
+        return Quality(tuple(metrics), details=details)
     drift = DriftEvidence(artifact.model_path) if role == "variant" else None
     for target in config.targets:
         expected = Session(reference.model_path, target) if role == "variant" else None
@@ -135,9 +148,8 @@ def measure_quality(
             original = original_scores[target.name] if original_scores else None
             metrics += accuracy_metrics(original, scores[target.name], target_name=target.name, seed=config.seed)
             accuracy[target.name] = accuracy_details(original, scores[target.name])
-    return Quality(
-        tuple(metrics), scores, (drift.details if drift else {}) | ({"accuracy": accuracy} if accuracy else {})
-    )
+    details |= (drift.details if drift else {}) | ({"accuracy": accuracy} if accuracy else {})
+    return Quality(tuple(metrics), scores, details)
 
 
 def measure_latency(
@@ -231,17 +243,22 @@ def latency_batch(config: RunConfig, specs: tuple[TensorSpec, ...], n_samples: i
     }
 
 
-def _work(artifact: Artifact, reference: Artifact, config: RunConfig) -> list[Metric]:
-    """Multiply-accumulates and integer coverage on each target, with the shapes of one sample."""
+def _work(
+    artifact: Artifact, reference: Artifact, config: RunConfig
+) -> tuple[list[Metric], dict[str, list[dict[str, Any]]]]:
+    """Multiply-accumulates and integer coverage on each target, with the shapes of one sample; the graph by target."""
     model = load_model(artifact.model_path)
     quantized = is_quantized(model)
     inputs = match_inputs(input_specs(load_model(reference.model_path)), input_specs(model), where=str(artifact.path))
     batch = inputs.feed(latency_batch(config, inputs.specs, 1), where=str(artifact.path))
-    return [
-        metric
-        for target in config.targets
-        for metric in work_metrics(artifact.model_path, target, batch, quantized=quantized)
-    ]
+    metrics: list[Metric] = []
+    segments: dict[str, list[dict[str, Any]]] = {}
+    for target in config.targets:
+        work, found = measure_work(artifact.model_path, target, batch, quantized=quantized)
+        metrics += work
+        if found:
+            segments[target.name] = found
+    return metrics, segments
 
 
 def _shared_inputs(artifact: Artifact, reference: Artifact, target: Target) -> tuple[TensorSpec, ...]:

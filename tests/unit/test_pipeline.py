@@ -275,3 +275,26 @@ def test_a_metric_of_ones_own_runs_through_the_pipeline(folder: Path) -> None:
     assert not cached(again)["verify/int8"]
     doubled = again.candidate("reference").metric("mine:score")
     assert doubled and doubled.value == pytest.approx(2 * before.value)  # noqa: PT018
+
+
+def test_the_evidence_of_a_quantized_variant_is_in_the_report(folder: Path) -> None:
+    """Grids, nodes, the graph as it runs, and beside it pictures of the worst samples; small, and equal when cached."""
+    document = {"variants": {"fp32": [], "int8": [{"kind": "quantize_static", "granularity": "per_tensor"}]}}
+    first, again = ran(folder, document), ran(folder, document)
+    kept = [topic for topic in first.candidate("int8").details if topic != "latency"]
+    assert {"coverage", "ranges", "nodes", "worst_samples"} <= set(kept)
+    for topic in kept:
+        assert again.candidate("int8").details[topic] == first.candidate("int8").details[topic]
+    assert {one["kind"] for one in first.candidate("int8").details["ranges"].values()} == {"weight", "activation"}
+    assert first.candidate("int8").details["nodes"]["measured"] > 3
+    assert {"coverage", "ranges", "nodes"}.isdisjoint(first.candidate("fp32").details)
+    assert [(step.name, step.facts) for step in again.steps] == [(step.name, step.facts) for step in first.steps]
+    assert all(step.cached for step in again.steps)
+    health = next(step.facts["health"] for step in again.steps if step.kind == "calibrate")
+    assert health["samples"][-1] == 24
+    sizes = {step.name: step.facts["size_bytes"] for step in again.steps if "size_bytes" in step.facts}
+    assert sizes["int8/quantize_static"] == first.candidate("int8").metric("size_bytes").value  # type: ignore[union-attr]
+    pictures = json.loads((folder / "runs/r/pictures.json").read_text(encoding="utf-8"))
+    worst = first.candidate("int8").details["worst_samples"]["cpu"]["y"]
+    assert {str(row["sample"]) for row in worst} == set(pictures["samples"])
+    assert (folder / "runs/r/report.json").stat().st_size < 100_000

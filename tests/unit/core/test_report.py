@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,19 @@ def test_the_worst_outcome_decides(outcomes: list[Outcome], expected: Outcome) -
 def test_finite_is_none_for_what_json_cannot_hold() -> None:
     """Finite numbers pass, others become None."""
     assert [finite(value) for value in (1, math.inf, -math.inf, math.nan)] == [1.0, None, None, None]
+
+
+def test_lists_of_numbers_take_one_line() -> None:
+    """A thousand numbers are a line and not a thousand; text that looks like JSON stays as it is."""
+    details = {
+        "times": {"ns": [list(range(500)), list(range(500))]},
+        "text": '[\n 1,\n 2] "x" — é',
+        "empty": [],
+        "none": {},
+    }
+    row = replace(report().candidates[1], details=details)
+    text = replace(report(), candidates=(row,)).to_json()
+    assert Report.from_json(text).candidates[0].details == details
+    assert len(text.splitlines()) < 100
+    with pytest.raises(ValueError, match="JSON"):
+        replace(report(), candidates=(replace(row, details={"x": [math.inf]}),)).to_json()

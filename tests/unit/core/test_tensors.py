@@ -56,7 +56,10 @@ def test_dtypes_must_be_equal() -> None:
     [
         ((3, 8, 8), "add the batch axis: array[None]"),
         ((2, 8, 8, 3), "the layout is NHWC and the model wants NCHW: array.transpose(0, 3, 1, 2)"),
-        ((2, 3, 8, 9), "give samples of the wanted shape"),
+        (
+            (2, 3, 8, 9),
+            "resize or crop the samples as for training, or take a model that was exported for their size",
+        ),
         ((2, 3, 8, 8, 1), "give samples of the wanted shape"),
         ((), "give samples of the wanted shape"),
     ],

@@ -300,7 +300,8 @@ def test_files_that_are_no_archive_are_refused(tmp_path: Path) -> None:
     path.write_text("hello world")
     assert "begin with b'hello '" in (refused(path).got or "")
     np.save(tmp_path / "x.npy", images(1))
-    assert "npy: {input: file.npy}" in (refused(tmp_path / "x.npy").got or "")
+    assert "a .npy file" in (refused(tmp_path / "x.npy").got or "")
+    assert "npy: {input: file.npy}" in (refused(tmp_path / "x.npy").fix or "")
     assert "folder" in refused(tmp_path).what
     content = npz(tmp_path, image=images(50)).read_bytes()
     path.write_bytes(content[: len(content) // 2])

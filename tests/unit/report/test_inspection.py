@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 from onnxshrink.cli import app
 from onnxshrink.config.stages import QuantizeStatic
-from onnxshrink.core.errors import ConfigError, DataError, ModelError
+from onnxshrink.core.errors import ConfigError, DataError, DependencyError, ModelError
 from onnxshrink.report.inspection import inspect_model, print_inspection
 from onnxshrink.stages.quantize_static import quantize_static
 
@@ -89,3 +91,58 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ModelError, match="cannot be read"):
         inspect_model(tmp_path / "text.onnx")
+
+
+def test_where_the_bytes_lie_and_what_hinders_are_told(model: Path) -> None:
+    """Bytes by operator and type, the forms of quantization, and phones stand in the text and in the JSON."""
+    words = " ".join(shown(model).split())
+    for part in ("largest initializers", "qdq;", "the model is quantized already: qdq", "phone nnapi:"):
+        assert part in words
+    document = json.loads(CliRunner().invoke(app, ["inspect", str(model), "--json"]).stdout)
+    assert sum(document["contents"]["bytes_by_dtype"].values()) <= document["size_bytes"]
+    assert document["quantization"]["formats"] == ["qdq"]
+    assert [row["provider"] for row in document["mobile"]] == ["nnapi", "coreml_neural_network", "coreml_ml_program"]
+    assert document["hindrances"][0]["kind"] == "quantized"
+
+
+def test_the_page_is_one_file_with_the_same_figures(model: Path, tmp_path: Path) -> None:
+    """It loads nothing, has no scripts, escapes names, and says what the JSON says."""
+    net = onnx.load(model)
+    net.producer_name = "<script>alert(1)</script>"
+    onnx.save(net, tmp_path / "model.onnx")
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "model.onnx"), "--json", "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    text, document = page.read_text(encoding="utf-8"), json.loads(result.stdout)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not any(mark in text for mark in ("http://", "https://", "src=", "@import"))
+    for name, number in document["contents"]["op_types"].items():
+        assert f'<td>{name}</td><td class="n">{number}</td>' in text
+    for stored in document["contents"]["largest"]:
+        assert stored["name"] in text
+    assert "61.1% of 1,728 multiply-accumulates" in text
+    assert len(text.encode()) < 100_000
+
+
+def test_a_page_does_not_replace_the_model(model: Path) -> None:
+    """Writing over what is read is a mistake."""
+    before = model.read_bytes()
+    result = CliRunner().invoke(app, ["inspect", str(model), "--html", str(model)])
+    assert isinstance(result.exception, ConfigError)
+    assert model.read_bytes() == before
+
+
+def test_netron_is_opened_where_it_is_installed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given the file; where it is missing that is told before any work."""
+    opened: list[str] = []
+    viewer = types.ModuleType("netron")
+    viewer.start = opened.append  # type: ignore[attr-defined]
+    viewer.wait = lambda: opened.append("waited")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "netron", viewer)
+    assert CliRunner().invoke(app, ["inspect", str(model), "--netron", "--quiet"]).exit_code == 0
+    assert opened == [str(model), "waited"]
+    monkeypatch.setitem(sys.modules, "netron", None)
+    result = CliRunner().invoke(app, ["inspect", str(model), "--netron"])
+    assert isinstance(result.exception, DependencyError)
+    assert "pip install netron" in str(result.exception)

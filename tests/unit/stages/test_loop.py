@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ConfigError, TrainingError
 from onnxshrink.core.events import Silent
 from onnxshrink.stages.context import Context
-from onnxshrink.stages.early_stopping import best_epoch, hold_out, is_over
+from onnxshrink.stages.early_stopping import MAX_CURVE, best_epoch, hold_out, is_over, thinned
 from onnxshrink.stages.loop import Learner
+from onnxshrink.stages.optimizer import schedule
 from onnxshrink.stages.samples import Samples, TrainingBatch
 from onnxshrink.stages.training import train
 
@@ -346,3 +348,22 @@ def test_memory_is_told(tmp_path: Path) -> None:
     """At least what torch takes, and no more than what the machine has."""
     _, facts = trained(Training(epochs=1), Bench(tmp_path).context)
     assert 20e6 < facts["peak_memory_bytes"] < 1e12
+
+
+def test_the_curve_of_a_training_is_in_its_facts(tmp_path: Path) -> None:
+    """Each epoch has its number, its loss and the learning rate of its last step, which is the schedule's."""
+    settings = Training(epochs=3, batch_size=8, learning_rate=0.02)
+    facts = train(learner_of(), samples_of(), settings, Bench(tmp_path).context)
+    assert [entry["epoch"] for entry in facts["epochs"]] == [1, 2, 3]
+    total = 15
+    want = [0.02 * schedule(step, total, settings.warm_up_ratio) for step in (4, 9, 14)]
+    assert [entry["learning_rate"] for entry in facts["epochs"]] == pytest.approx(want, rel=5e-4)
+
+
+def test_a_long_curve_is_thinned() -> None:
+    """Of 1,000 epochs 200 stay, evenly, the first and the last among them; of 200 all."""
+    epochs = [{"epoch": number} for number in range(1, 1001)]
+    kept = [entry["epoch"] for entry in thinned(epochs)]
+    assert (len(kept), kept[0], kept[-1]) == (MAX_CURVE, 1, 1000)
+    assert {after - before for before, after in pairwise(kept)} <= {5, 6}
+    assert thinned(epochs[:MAX_CURVE]) == epochs[:MAX_CURVE]

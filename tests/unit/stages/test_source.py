@@ -84,8 +84,8 @@ def test_an_onnx_file_keeps_its_bytes(tmp_path: Path) -> None:
         "parameters": 192,
         "inputs": ["'x' float32[batch,64]"],
         "outputs": ["'y' float32[batch,3]"],
+        "classes": [3],
         "opset": 17,
-        "size_bytes": (tmp_path / "mine.onnx").stat().st_size,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ from onnxshrink.core.tensors import Batch
 from onnxshrink.runtime.isa import detect_isa
 from onnxshrink.stages.optimize import optimize
 from onnxshrink.stages.quantize_static import quantize_static
-from onnxshrink.verify.coverage import Coverage, audit, work_metrics
+from onnxshrink.verify.causes import Cause
+from onnxshrink.verify.coverage import Coverage, audit, measure_work
+from onnxshrink.verify.islands import Island
 from onnxshrink.verify.macs import row_of
+from onnxshrink.verify.segments import MAX_SEGMENTS, Segment, coarser, segment_details
 
 Weights = dict[str, NDArray[np.generic]]
 
@@ -337,7 +342,7 @@ def test_a_sample_the_model_does_not_take_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         audit(path, batch={"x": np.zeros((1, 4, 63), np.float32)})
     assert caught.value.fix is not None
-    metrics = work_metrics(path, Target(), {"x": np.zeros((1, 4, 63), np.float32)}, quantized=True)
+    metrics, _ = measure_work(path, Target(), {"x": np.zeros((1, 4, 63), np.float32)}, quantized=True)
     assert [(metric.name, metric.value, bool(metric.note)) for metric in metrics] == [
         ("macs", None, True),
         ("integer_coverage", None, True),
@@ -355,7 +360,7 @@ def test_a_model_without_products_has_no_ratio(tmp_path: Path) -> None:
     model = nets.model_of([node("Relu", ["x"], ["y"], name="r")], {"x": ["N", 4]}, {"y": ["N", 4]}, {})
     path = saved(model, tmp_path)
     assert audit(path).ratio is None
-    macs, share = work_metrics(path, Target(), {"x": np.zeros((1, 4), np.float32)}, quantized=True)
+    (macs, share), _ = measure_work(path, Target(), {"x": np.zeros((1, 4), np.float32)}, quantized=True)
     assert macs.value == 0.0
     assert (share.value, share.note) == (None, "the model has no multiply-accumulates")
 
@@ -371,3 +376,48 @@ def test_integer_arithmetic_on_shapes_is_not_counted(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert audit(saved(model, tmp_path)).macs == 0
+
+
+def test_the_bar_of_a_graph_holds_every_node_once(tmp_path: Path) -> None:
+    """Stretches in the order of the graph: a float one in the middle with its cause, integers around it."""
+    model = between(node("Tanh", ["a"], ["h"], name="tanh"))
+    path = quantized(model, tmp_path)
+    found = audit(path)
+    segments = [segment for segment in found.segments if segment.kind != "other"]
+    assert [segment.kind for segment in segments] == ["integer", "float", "integer"]
+    assert segments[1].op_types == ("Tanh",)
+    assert sum(segment.macs for segment in found.segments) == found.macs
+    assert sum(segment.integer_macs for segment in found.segments) == sum(row.integer_macs for row in found.rows)
+    details = segment_details(found.segments)
+    assert json.loads(json.dumps(details)) == details
+    assert sum(one["macs_ratio"] for one in details) == pytest.approx(1.0, abs=1e-5)
+    for one in details:
+        assert ("cause" in one) == ("fix" in one) == (one["kind"] == "float")
+
+
+def test_the_bar_of_a_float_model_is_in_the_report_only_if_it_is_quantized(tmp_path: Path) -> None:
+    """A float model is one float stretch, which says nothing; the report leaves it out."""
+    path = saved(residual(), tmp_path)
+    assert {segment.kind for segment in audit(path).segments} <= {"float", "other"}
+    assert measure_work(path, Target(), {"x": np.zeros((1, 3, 16, 16), np.float32)}, quantized=False)[1] == []
+
+
+def test_a_long_bar_is_coarsened_and_keeps_its_sums() -> None:
+    """Of 500 stretches at most 60 remain, with all nodes and products, and the weightiest cause of each."""
+    light, heavy = (
+        Island(("n",), ("Relu",), macs, name, (Cause("k", name, "c"),)) for macs, name in ((1, "a"), (9, "b"))
+    )
+    fine = [
+        Segment("integer", 2, 10, 10, ("Conv",)) if place % 2 else Segment("float", 1, 5, 0, ("Relu",), island)
+        for place, island in enumerate([light, heavy] * 250)
+    ]
+    fine[2] = replace(fine[2], island=heavy)
+    coarse = coarser(fine)
+    assert len(coarse) <= MAX_SEGMENTS
+    for name in ("nodes", "macs", "integer_macs"):
+        assert sum(getattr(one, name) for one in coarse) == sum(getattr(one, name) for one in fine)
+    assert {one.kind for one in coarse} == {"mixed"}
+    assert coarse[0].island == heavy
+    assert coarse[0].op_types == ("Relu", "Conv")
+    assert coarser(fine[:MAX_SEGMENTS]) == tuple(fine[:MAX_SEGMENTS])
+    assert coarser(()) == ()

@@ -381,6 +381,7 @@ def test_details_are_bounded() -> None:
     details = without_cpu(ns, ns).to_details()
     assert details["stored_every"] == 30
     assert details["candidate_ns"] == ns[:, ::30].astype(int).tolist()
+    assert len(json.dumps(details)) < 8000
     assert sum(map(len, details["candidate_ns"])) <= MAX_STORED_PAIRS + 60
 
 

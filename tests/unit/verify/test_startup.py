@@ -78,7 +78,7 @@ def test_the_reference_itself_is_measured_once(tmp_path: Path, monkeypatch: pyte
         calls.append((settings, where))
         return {"load_ms": float(len(calls)), "first_run_ms": 1.0, "peak_memory_bytes": 2.0}
 
-    monkeypatch.setattr(startup, "_probe", probe)
+    monkeypatch.setattr(startup, "probe", probe)
     model = artifact(tmp_path / "m", 8)
     metrics, _ = measure_startup(model, model, Target(threads=3), BATCH, input_specs(load_model(model.model_path)))
     assert len(calls) == PROCESSES
@@ -89,7 +89,7 @@ def test_the_reference_itself_is_measured_once(tmp_path: Path, monkeypatch: pyte
 
 def test_no_memory_figure_is_no_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system does not tell, the metric has no value and says so."""
-    monkeypatch.setattr(startup, "_probe", lambda *_, **__: dict.fromkeys(startup._UNITS) | {"load_ms": 1.0})
+    monkeypatch.setattr(startup, "probe", lambda *_, **__: dict.fromkeys(startup._UNITS) | {"load_ms": 1.0})
     model = artifact(tmp_path / "m", 8)
     metrics, _ = measure_startup(model, model, Target(), BATCH, input_specs(load_model(model.model_path)))
     memory = next(metric for metric in metrics if metric.name == "peak_memory_bytes")
@@ -100,9 +100,10 @@ def test_no_memory_figure_is_no_zero(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
     """Its last line, and the model's name, as a mistake of the model."""
     model = artifact(tmp_path / "m", 8)
-    settings = startup._settings(model, Target(), BATCH, input_specs(load_model(model.model_path)), tmp_path)
+    specs = input_specs(load_model(model.model_path))
+    settings = startup.probe_settings(model.model_path, Target(), BATCH, specs, tmp_path)
     with pytest.raises(ModelError, match=r"(?s)process of its own.*nowhere.onnx.*where  m.onnx"):
-        startup._probe({**settings, "model": "nowhere.onnx"}, where="m.onnx")
+        startup.probe({**settings, "model": "nowhere.onnx"}, where="m.onnx")
 
 
 @pytest.mark.parametrize(("limit", "outcome"), [(30, "passed"), (25, "inconclusive"), (10, "failed")])

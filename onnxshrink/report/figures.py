@@ -1,0 +1,231 @@
+"""The drawings of a report: bars, points, distributions, curves and histograms, from plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from onnxshrink.report.svg import (
+    WIDTH,
+    Scale,
+    apart,
+    axes,
+    colour,
+    drawing,
+    label,
+    line,
+    mark,
+    polyline,
+    scale_of,
+    tag,
+)
+
+_LEFT, _RIGHT, _TOP = 58.0, WIDTH - 12.0, 30.0
+_BINS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of `bars`: its name, its length, the value in words, and what was before it."""
+
+    name: str
+    value: float
+    text: str
+    before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A model of `scatter`.
+
+    Attributes:
+        name: Of the model.
+        x: Its place.
+        y: Its place.
+        ends: Lower and upper end of ``y``, or None.
+        on_front: True if no other model is better in everything.
+        tip: What it is, in words.
+    """
+
+    name: str
+    x: float
+    y: float
+    ends: tuple[float, float] | None
+    on_front: bool
+    tip: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ridge:
+    """A distribution of `ridges`: values, and the point and interval that are reported of them."""
+
+    name: str
+    values: NDArray[np.float64]
+    middle: float | None
+    ends: tuple[float, float] | None
+    tip: str
+
+
+def bars(rows: Sequence[Bar], title: str, *, number: int = 3) -> Markup:
+    """Horizontal bars from zero, each under its name; what was lost since the bar before is drawn in outline."""
+    x = Scale(0.0, max(max(row.value, row.before or 0.0) for row in rows) or 1.0, 0.0, WIDTH)
+    parts: list[str] = []
+    for i, row in enumerate(rows):
+        y = 40.0 * i
+        parts += [label(0, y + 14, row.name), label(WIDTH, y + 14, row.text, anchor="end", class_="strong")]
+        if row.before is not None and row.before > row.value:
+            parts.append(tag("rect", x=0.0, y=y + 20, width=x(row.before), height=12.0, class_="lost"))
+        width = max(x(row.value), 1.0)
+        tip = f"{row.name}: {row.text}"
+        parts.append(tag("rect", x=0.0, y=y + 20, width=width, height=12.0, class_=colour(number), data_tip=tip))
+    return drawing(40.0 * len(rows), title, *parts)
+
+
+def scatter(
+    points: Sequence[Point],
+    title: str,
+    *,
+    names: tuple[str, str],
+    said: tuple[Callable[[float], str], Callable[[float], str]],
+    level: float | None = None,
+) -> Markup:
+    """Models by two measures, those on the front filled; ``x`` is logarithmic, ``level`` a line across."""
+    spread = [v for p in points for v in (p.y, *(p.ends or ()))] + ([] if level is None else [level])
+    x = scale_of([p.x for p in points], _LEFT, _RIGHT - 10, log=True)
+    y = scale_of(spread, 240.0, _TOP)
+    parts: list[str] = [axes(x, y, said, names)]
+    if level is not None:
+        parts.append(line(x.start, y(level), x.end, y(level), "level"))
+    heights = apart([y(p.y) + 4 for p in points], 14.0)
+    for i, (point, height) in enumerate(zip(points, heights, strict=True)):
+        at, up = x(point.x), y(point.y)
+        inside = (
+            [] if point.ends is None else [line(at, y(point.ends[0]), at, y(point.ends[1]), f"whisker {colour(i)}")]
+        )
+        inside.append(mark(at, up, i, colour(i) if point.on_front else f"{colour(i)} hollow"))
+        is_right = at > WIDTH * 0.6
+        inside.append(
+            label(
+                at + (-9 if is_right else 9), height, point.name, anchor="end" if is_right else "start", class_="halo"
+            )
+        )
+        parts.append(
+            tag("g", *inside, tabindex=0, role="img", aria_label=point.tip, data_tip=point.tip, class_="point")
+        )
+    return drawing(280.0, title, *parts, interactive=True)
+
+
+def ridges(
+    rows: Sequence[Ridge], title: str, *, axis: str, said: Callable[[float], str], level: float | None = None
+) -> Markup:
+    """Distributions under each other on one logarithmic axis, each as high as the others; a bar is its interval.
+
+    The axis reaches from the first to the last percentile of all; what lies beyond is counted at its ends.
+    """
+    positive = [row.values[row.values > 0] for row in rows]
+    lo, hi = (float(np.percentile(np.concatenate(positive), q)) for q in (1.0, 99.0))
+    known = [v for row in rows for v in (row.middle, *(row.ends or ())) if v is not None and v > 0]
+    x = scale_of([lo, hi, *known, *([] if level is None else [level])], 4.0, WIDTH - 4.0, log=True, pad=0.03)
+    edges = np.geomspace(x.lo, x.hi, _BINS + 1)
+    bottom = _TOP - 12 + 58.0 * len(rows)
+    parts: list[str] = []
+    for value in x.ticks():
+        parts += [line(x(value), 6, x(value), bottom + 4, "grid")]
+        parts += [label(x(value), bottom + 17, said(value), anchor="middle")]
+    if level is not None:
+        parts.append(line(x(level), 6, x(level), bottom, "level"))
+    for i, (row, values) in enumerate(zip(rows, positive, strict=True)):
+        counts, _ = np.histogram(np.clip(values, x.lo, x.hi), edges)
+        base = _TOP - 12 + 58.0 * (i + 1) - 8
+        outline = [(x(float(edge)), base - 32.0 * n / max(counts.max(), 1)) for edge, n in _steps(edges, counts)]
+        area = " ".join(f"{a:.1f},{b:.1f}" for a, b in [(outline[0][0], base), *outline, (outline[-1][0], base)])
+        parts.append(tag("polygon", points=area, class_=f"area {colour(i)}", data_tip=row.tip))
+        parts.append(label(4, base - 36, row.name, class_="halo"))
+        if row.middle is not None:
+            ends = row.ends or (row.middle, row.middle)
+            parts.append(line(x(ends[0]), base + 4, x(ends[1]), base + 4, f"interval {colour(i)}"))
+            parts.append(mark(x(row.middle), base + 4, 0, f"{colour(i)} small"))
+    parts.append(label(WIDTH - 4, bottom + 34, axis, anchor="end", class_="axis"))
+    return drawing(bottom + 40, title, *parts)
+
+
+def curves(series: Mapping[str, Sequence[float]], title: str, *, axis: str) -> Markup:
+    """Lines over epochs from 1, on a logarithmic axis where all values are positive and far apart."""
+    values = [v for row in series.values() for v in row if math.isfinite(v)]
+    log = min(values) > 0 and max(values) / min(values) > 20
+    length = max(map(len, series.values()))
+    x = Scale(1.0, max(float(length), 1.5), _LEFT, _RIGHT - 70)
+    y = scale_of(values, 200.0, _TOP, log=log)
+    parts: list[str] = [axes(x, y, (_whole, "{:.3g}".format), ("epoch", axis))]
+    ends = apart([y(row[-1]) + 4 for row in series.values()], 14.0)
+    for i, ((name, row), end) in enumerate(zip(series.items(), ends, strict=True)):
+        places = [(x(float(n)), y(v)) for n, v in enumerate(row, 1)]
+        parts.append(polyline(places, f"curve {colour(i)}"))
+        parts.append(mark(*places[-1], i, colour(i)))
+        parts.append(label(places[-1][0] + 9, end, name))
+        tips = (f"{name}, epoch {n}: {v:.4g}" for n, v in enumerate(row, 1))
+        parts += [
+            tag("circle", cx=a, cy=b, r=6.0, class_="hit", data_tip=t) for (a, b), t in zip(places, tips, strict=True)
+        ]
+    return drawing(240.0, title, *parts)
+
+
+def stack(parts: Sequence[tuple[str, float, str, str]], title: str) -> Markup:
+    """One bar of several shares.
+
+    Args:
+        parts: Name, share of the bar from 0 to 1, what it is in words, and its class.
+        title: What the bar is.
+    """
+    drawn: list[str] = []
+    at = 0.0
+    for name, share, tip, class_ in parts:
+        width = share * WIDTH
+        drawn.append(tag("rect", x=at, y=2.0, width=max(width, 0.8), height=30.0, class_=class_, data_tip=tip))
+        if width > 7.0 * len(name) + 8:
+            drawn.append(label(at + width / 2, 21.0, name, anchor="middle", class_="inside"))
+        at += width
+    return drawing(34.0, title, *drawn)
+
+
+def histogram(
+    edges: Sequence[float], counts: Sequence[float], chosen: tuple[float, float], title: str, number: int
+) -> Markup:
+    """Counts between edges on a logarithmic height, with the chosen range marked and what it cuts off hatched."""
+    x = scale_of([edges[0], edges[-1], *chosen], 6.0, WIDTH - 6.0, pad=0.02)
+    top = math.log1p(max(counts, default=0.0)) or 1.0
+    parts: list[str] = []
+    for left, right, n in zip(edges, edges[1:], counts, strict=False):
+        if n > 0:
+            height = 90.0 * math.log1p(n) / top
+            is_inside = right > chosen[0] and left < chosen[1]
+            width = max(x(right) - x(left), 0.6)
+            tip = f"{left:.4g} to {right:.4g}: {n:,.0f} values" + ("" if is_inside else ", clipped")
+            class_ = colour(number) if is_inside else "clipped"
+            parts.append(
+                tag("rect", x=x(left), y=100 - height, width=width, height=height, class_=class_, data_tip=tip)
+            )
+    for end in chosen:
+        parts += [line(x(end), 4, x(end), 104, "level")]
+    for value in x.ticks():
+        parts += [line(x(value), 100, x(value), 104, "tick"), label(x(value), 118, f"{value:.3g}", anchor="middle")]
+    return drawing(124.0, title, *parts)
+
+
+def is_dominated(one: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """True where another is no worse in everything and better in something; less is better."""
+    return any(all(b <= a for a, b in zip(one, other, strict=True)) and tuple(other) != tuple(one) for other in others)
+
+
+def _steps(edges: NDArray[np.float64], counts: NDArray[np.int64]) -> list[tuple[float, float]]:
+    """The outline of a histogram."""
+    return [(e, float(n)) for left, right, n in zip(edges, edges[1:], counts, strict=False) for e in (left, right)]
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else ""

@@ -1,0 +1,189 @@
+"""The first screen: what went in, what came out, and whether to ship it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxshrink.core.report import Candidate, Metric, Report
+from onnxshrink.report.blocks import Cell, Section, Table, measured, outcome, table, text
+from onnxshrink.report.terminal import task_metric
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One figure of the first screen: what it is, the winner's, and what it is measured against."""
+
+    title: str
+    cell: Cell
+    against: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The first screen.
+
+    Attributes:
+        outcome: Class of the headline.
+        headline: Whether to ship, in words.
+        reason: Why that one.
+        went_in: What the run was given, name to words.
+        came_out: What it left.
+        cards: The figures that decide.
+    """
+
+    outcome: str
+    headline: str
+    reason: str
+    went_in: dict[str, str]
+    came_out: dict[str, str]
+    cards: tuple[Card, ...]
+
+
+def summarize(report: Report) -> Summary:
+    """The first screen of a report; without a winner it shows none of a model's figures."""
+    winner = next((row for row in report.variants if row.name == report.winner), None)
+    if winner is None:
+        return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, ())
+    undecided = sum(verdict.outcome == "inconclusive" for verdict in winner.verdicts)
+    style = winner.outcome if winner.verdicts else "inconclusive"
+    if not winner.verdicts:
+        headline = f"? {winner.name} was chosen, and no gate judged it"
+    elif undecided:
+        headline = f"? Not proven: {winner.name} fails no gate, and {undecided} could not be decided"
+    else:
+        headline = f"✓ Ship {winner.name}"
+    return Summary(
+        style, headline, report.selection, _went_in(report), _came_out(winner), tuple(_cards(report, winner))
+    )
+
+
+def verdicts(report: Report) -> Section:
+    """Every gate of every variant, the winner's first."""
+    rows = sorted(report.variants, key=lambda row: row.name != report.winner)
+    tables = [
+        table(
+            f"Gates of {row.name}" + (", the winner" if row.name == report.winner else ""),
+            ("gate", "outcome", "target", "limit", "what was found"),
+            [
+                (text(v.gate, "code"), outcome(v.outcome), text(v.target), text(f"{v.limit:g}", "num"), text(v.reason))
+                for v in row.verdicts
+            ],
+        )
+        for row in rows
+        if row.verdicts
+    ]
+    return Section("verdicts", "Verdicts", tuple(tables))
+
+
+def comparison(report: Report) -> Section:
+    """All models side by side, one table a target."""
+    return Section("models", "All models", tuple(_compared(report, target) for target in targets_of(report)))
+
+
+def targets_of(report: Report) -> list[str | None]:
+    """Every target that something was measured on, or None once where there is none."""
+    return list(dict.fromkeys(m.target for c in report.candidates for m in c.metrics if m.target)) or [None]
+
+
+def on(row: Candidate, name: str, target: str | None) -> Metric | None:
+    """A metric on a target, or the one that depends on none."""
+    return row.metric(name, target=target) or next((m for m in row.metrics if m.name == name and not m.target), None)
+
+
+def worst_sqnr(row: Candidate, target: str | None) -> Metric | None:
+    """The lowest SQNR of a row's outputs; one without a value where outputs are identical."""
+    found = [m for m in row.metrics if m.name == "sqnr_db" and target in (None, m.target)]
+    return min(found, key=lambda m: float("inf") if m.value is None else m.value, default=None)
+
+
+def baseline_of(report: Report) -> Candidate | None:
+    """What the user brought, or the float reference where that is the same."""
+    rows = {row.role: row for row in reversed(report.candidates)}
+    return rows.get("original") or rows.get("reference")
+
+
+def _compared(report: Report, target: str | None) -> Table:
+    metric = task_metric(report)
+    headers = (
+        "model", "gates", "size", metric or "", "accuracy drop", "lowest SQNR", "median latency", "latency ratio",
+        "integer share", "MACs",
+    )  # fmt: skip
+    rows = []
+    for row in report.candidates:
+        ungated = "no gates" if row.role == "variant" else row.role
+        cells = (
+            *(on(row, name, target) for name in ("size_bytes", metric or "", "accuracy_drop")),
+            worst_sqnr(row, target),
+            *(on(row, name, target) for name in ("latency_p50_ms", "latency_ratio", "integer_coverage", "macs")),
+        )
+        name = f"▸\u00a0{row.name}" if row.name == report.winner else row.name
+        gates = outcome(row.outcome) if row.verdicts else text(ungated)
+        rows.append((text(name), gates, *(measured(row, cell) for cell in cells)))
+    where = f" on {target}" if target else ""
+    return table(
+        f"Every model{where}, with 95% intervals; latency ratios and SQNR are against the reference", headers, rows
+    )
+
+
+def _cards(report: Report, winner: Candidate) -> list[Card]:
+    target = targets_of(report)[0]
+    base = baseline_of(report)
+    metric = task_metric(report)
+    rows = [
+        ("Size", "size_bytes"),
+        ("Accuracy", metric or ""),
+        ("Accuracy drop", "accuracy_drop"),
+        ("Latency ratio", "latency_ratio"),
+    ]
+    cards = []
+    for title, name in rows:
+        found = on(winner, name, target) if name else None
+        if found is None or found.value is None:
+            continue
+        before = on(base, name, target) if base and name in ("size_bytes", metric) else None
+        against = text("")
+        if base and before is not None and before.value is not None:
+            against = replace(measured(base, before), parts=(f"{base.name}: ", *measured(base, before).parts))
+        elif name == "latency_ratio":
+            against = text(f"of the reference's time{f' on {target}' if target else ''}; below 1 is faster")
+        elif name == "accuracy_drop" and base:
+            against = text(f"lost against {base.name}; below 0 is a gain")
+        cards.append(Card(metric if name == metric and metric else title, measured(winner, found), against))
+    sqnr = worst_sqnr(winner, target)
+    if sqnr is not None:
+        cell = measured(winner, sqnr)
+        cards.append(Card("Lowest SQNR", cell, text("of the outputs, against the reference; 20 dB is a tenth off")))
+    return cards
+
+
+def _went_in(report: Report) -> dict[str, str]:
+    said: dict[str, str] = {}
+    model = report.config.get("model")
+    if isinstance(model, dict):
+        said["model"] = str(model.get("onnx") or model.get("factory") or model.get("hf") or "see the config")
+    base = baseline_of(report)
+    if base is not None and base.digest:
+        said["measured against"] = f"{base.name}, sha256 {base.digest[:12]}…"
+    data = report.config.get("data")
+    for role, value in data.items() if isinstance(data, dict) else ():
+        if value:
+            said[f"data, {role}"] = _source(value)
+    return said
+
+
+def _source(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    place = next((f"{value[key]}" for key in ("npz", "npy", "images", "hf", "entry") if value.get(key)), None)
+    split = f", split {value['split']}" if value.get("split") else ""
+    return f"{place or value.get('kind') or 'see the config'}{split}"
+
+
+def _came_out(winner: Candidate) -> dict[str, str]:
+    out = {"model": "model.onnx", "sha256": f"{winner.digest[:12]}…"}
+    bundle = winner.details.get("bundle")
+    if isinstance(bundle, dict):
+        samples = bundle.get("n_samples")
+        out["bundle"] = f"{samples} golden samples" if samples is not None else f"none: {bundle.get('declined')}"
+    return out

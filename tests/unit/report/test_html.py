@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxshrink.core.report import Candidate, Metric, Report, Step, Verdict
+from onnxshrink.report.evidence import sizes
+from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
+from onnxshrink.report.html import render
+from onnxshrink.report.side_by_side import compare_reports
+from onnxshrink.report.svg import Scale, apart
+
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+class Parsed(HTMLParser):
+    """Elements with their attributes and the text right in them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self._open: list[int] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """An element begins."""
+        self.found.append((tag, dict(attrs), []))
+        if tag not in {"meta", "link", "img", "br"}:
+            self._open.append(len(self.found) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        """The innermost one ends."""
+        assert self.found[self._open.pop()][0] == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        """Its text."""
+        if self._open:
+            self.found[self._open[-1]][2].append(data)
+
+    def all(self, tag: str) -> Iterator[tuple[dict[str, str | None], str]]:
+        """Attributes and text of every element of a name."""
+        return ((attributes, "".join(text).strip()) for name, attributes, text in self.found if name == tag)
+
+
+def row(name: str, size: float, ratio: float, sqnr: float | None, outcome: Any = "passed", **details: Any) -> Candidate:
+    metrics = (
+        Metric("size_bytes", size, "bytes"),
+        Metric("macs", 2e6, "count", target="cpu"),
+        Metric("integer_coverage", 0.75, "ratio", target="cpu", note="the largest float island"),
+        Metric("sqnr_db", sqnr, "dB", target="cpu", output="logits", note=None if sqnr else "identical"),
+        Metric("top1", 0.9925, "ratio", 0.98, 0.996, "cpu"),
+        Metric("accuracy_drop", -0.005, "ratio", -0.013, 0.003, "cpu"),
+        Metric("latency_p50_ms", 0.05 * ratio, "ms", 0.04 * ratio, 0.06 * ratio, "cpu"),
+        Metric("latency_ratio", ratio, "ratio", ratio - 0.02, ratio + 0.02, "cpu"),
+    )
+    verdicts = (Verdict("max_size", 60000, outcome, f"model size {size:,.0f} bytes"),)
+    return Candidate(name, "variant", f"variants/{name}/model.onnx", "ab" * 32, metrics, verdicts, details)
+
+
+def step(name: str, kind: str, **facts: Any) -> Step:
+    return Step(name, kind, "a" * 64, cached=kind == "distill", seconds=1.0, facts=facts)
+
+
+def full(name: str = "int8") -> Report:
+    """A report with every topic in it."""
+    ns = np.random.default_rng(0).lognormal(10.8, 0.1, (2, 3, 20)).round().astype(int).tolist()
+    details = {
+        "latency": {"cpu": {"provider": "cpu", "threads": 1, "candidate_ns": ns[0], "reference_ns": ns[1]}},
+        "worst_samples": {"cpu": {"logits": [{"sample": 17, "relative_l2": 0.1, "max_abs_error": 1, "sqnr_db": 20.0}]}},
+        "drift_split": {"cpu": {"declined": "no float kernel"}},
+        "coverage": {
+            "cpu": [
+                {"kind": "integer", "nodes": 3, "macs_ratio": 0.75, "integer_macs_ratio": 0.75, "op_types": ["Conv"]},
+                {
+                    "kind": "float", "nodes": 1, "macs_ratio": 0.25, "integer_macs_ratio": 0.0, "op_types": ["Softmax"],
+                    "main_node": "soft", "cause": "no integer kernel", "fix": "none",
+                },
+            ]
+        },
+        "ranges": {
+            "w": {"kind": "weight", "edges": [-1, 0, 1], "counts": [3, 4], "lo": -1, "hi": 1, "scale": 0.1, "scales": 1,
+                  "clipped_ratio": 0.01, "sqnr_db": None},
+        },
+        "nodes": {"nodes": [{"node": "soft", "op_type": "Softmax", "noise_ratio": 0.7, "local_sqnr_db": 40.0}]},
+    }  # fmt: skip
+    epochs = [{"epoch": 1, "loss": 2.0, "terms": {"kl": 1.5, "labels": 0.5}}, {"epoch": 2, "loss": 0.01}]
+    health = {"samples": [25, 50, 100], "findings": [{"what": "few samples", "fix": "give more"}]}
+    quantize = f"{name}/quantize_static"
+    steps = (
+        step("source", "source", size_bytes=300_000),
+        step("distill", "distill", size_bytes=300_000, samples=897, epochs=epochs),
+        step("prune_channels", "prune_channels", size_bytes=119_000),
+        step("export", "export", size_bytes=121_000),
+        step(quantize, "quantize_static", size_bytes=36_000),
+        step(f"{quantize} ▸ calibrate", "calibrate", health=health),
+    )
+    original = Candidate("teacher", "original", "teacher/model.onnx", "cd" * 32, row("", 2e6, 3.0, None).metrics)
+    return Report(
+        name="digits",
+        config={"name": "digits", "stages": [{"kind": "distill"}]},
+        candidates=(original, row("fp32", 120_000, 0.99, 146.0, "failed"), row(name, 36_000, 0.76, 40.4, **details)),
+        steps=steps,
+        winner=name,
+        selection=f"selected {name}",
+        machine={"processor": "x", "memory_bytes": 8e9},
+        versions={"onnxshrink": "0.1.0"},
+        seconds=59.0,
+        warnings=("mind the samples",),
+        finished="2026-11-22T17:51:50+00:00",
+        inputs={"data.evaluation": {"npz": "0123456789abcdef" * 4}},
+    )
+
+
+def numbers(page: str) -> Iterator[tuple[dict[str, str | None], str]]:
+    return Parsed(page).all("data")
+
+
+def test_every_number_of_the_page_is_the_reports() -> None:
+    """Value, metric, row, target and output of each number name one figure of report.json, bit for bit."""
+    report = full()
+    raw = {c["name"]: c["metrics"] for c in json.loads(report.to_json())["candidates"]}
+    found = list(numbers(render(report)))
+    for attributes, _ in found:
+        keys = {
+            "name": attributes["data-metric"],
+            "target": attributes.get("data-target"),
+            "output": attributes.get("data-output"),
+        }
+        (metric,) = [m for m in raw[str(attributes["data-row"])] if all(m[key] == value for key, value in keys.items())]
+        assert float(str(attributes["value"])) == metric[str(attributes["data-part"])]
+    shown = {(a["data-row"], a["data-metric"]) for a, _ in found}
+    assert {(c.name, m.name) for c in report.candidates for m in c.metrics if m.value is not None} <= shown
+
+
+def test_the_first_screen_says_what_to_do() -> None:
+    """Ship, do not ship, or not proven, before anything else."""
+    report = full()
+    heads = {
+        "✓ Ship int8": report,
+        "✗ Do not ship": replace(report, winner=None, selection="none passed"),
+        "? Not proven: int8 fails no gate, and 1 could not be decided": replace(
+            report, candidates=(row("int8", 1e4, 0.9, 30.0, "inconclusive"),)
+        ),
+        "? int8 was chosen, and no gate judged it": replace(
+            report, candidates=(replace(row("int8", 1e4, 0.9, 30.0), verdicts=()),)
+        ),
+    }
+    for expected, case in heads.items():
+        assert [text for _, text in Parsed(render(case)).all("h1")] == [expected]
+
+
+def test_names_are_text_wherever_they_stand() -> None:
+    """A variant, output, sample, node or config that looks like HTML or a template stays what it is."""
+    report = json.loads(full(HOSTILE).to_json().replace("logits", json.dumps(HOSTILE)[1:-1]))
+    report["config"] = {HOSTILE: HOSTILE}
+    report["warnings"] = [HOSTILE]
+    report["name"] = HOSTILE
+    hostile = Report.from_json(json.dumps(report))
+    for page in (
+        render(hostile, {"17": PICTURE}, {"trials": [{"number": HOSTILE, "point": {HOSTILE: HOSTILE}}]}),
+        render(hostile, {"17": f'{PICTURE}"><script>'}),
+    ):
+        parsed = Parsed(page)
+        assert len(list(parsed.all("script"))) == 1
+        assert "<script>alert" not in page
+        assert f"✓ Ship {HOSTILE}" in [text for _, text in parsed.all("h1")]
+        assert not [name for _, attributes, _ in parsed.found for name in attributes if name.startswith("on")]
+
+
+def test_pictures_come_from_data_uris_alone() -> None:
+    """A picture with another address is left out: nothing is fetched."""
+    assert [a["src"] for a, _ in Parsed(render(full(), {"17": PICTURE})).all("img")] == [PICTURE]
+    assert not list(Parsed(render(full(), {"17": "https://example.org/x.png"})).all("img"))
+
+
+def test_nothing_outside_the_page_is_named() -> None:
+    """No address but its own anchors; the policy allows its own script and style by digest."""
+    parsed = Parsed(render(full()))
+    links = [a.get("href") or a.get("src") for _, a, _ in parsed.found if a.get("href") or a.get("src")]
+    assert all(str(link).startswith(("#", "data:")) for link in links)
+    anchors = {f"#{a['id']}" for _, a, _ in parsed.found if "id" in a}
+    assert {link for link in links if str(link).startswith("#")} <= anchors
+    policy = next(a["content"] for a, _ in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert re.fullmatch(
+        r"default-src 'none'; img-src data:; style-src 'sha256-\S+'; script-src 'sha256-\S+'", str(policy)
+    )
+
+
+def test_old_reports_render_without_empty_sections() -> None:
+    """A report of the first version, with no details, facts or versions, shows what it has and no bare heading."""
+    raw = asdict(full())
+    old = {key: raw[key] for key in ("name", "config", "winner", "selection", "seconds")} | {
+        "machine": {}, "versions": {}, "schema": 1, "steps": [],
+        "candidates": [{k: v for k, v in c.items() if k != "details"} for c in raw["candidates"]],
+    }  # fmt: skip
+    titles = [text for _, text in Parsed(render(Report.from_json(json.dumps(old)))).all("h2")]
+    assert "Verdicts" in titles
+    assert "Trade-offs" in titles
+    assert not {"Latency", "Ranges", "Calibration", "Training", "Search", "Steps", "Warnings"} & set(titles)
+    bare = Report("r", {}, (), (), None, "nothing was measured", {}, {}, 0.0)
+    assert "nothing was measured" in render(bare)
+
+
+def test_every_topic_has_its_section() -> None:
+    """What the report knows, the page shows."""
+    search = {"trials": [{"number": 1, "point": {"width": "8"}, "status": "full", "metrics": []}], "selection": "none"}
+    titles = [text for _, text in Parsed(render(full(), {}, search)).all("h2")]
+    for title in (
+        "What went in", "What came out", "Verdicts", "All models", "Warnings", "Where the bytes went", "Trade-offs",
+        "Latency", "Drift", "Integer coverage", "Ranges", "Calibration", "Training", "Search", "Steps",
+    ):  # fmt: skip
+        assert title in titles
+
+
+def test_readers_of_screens_get_the_same() -> None:
+    """Tables have captions and named cells, drawings a description, headings no gaps, ids one owner."""
+    parsed = Parsed(render(full(), {"17": PICTURE}))
+    assert len(list(parsed.all("table"))) == len(list(parsed.all("caption")))
+    assert all(text for _, text in parsed.all("caption"))
+    assert all(a.get("scope") in {"row", "col"} for a, _ in parsed.all("th"))
+    assert all(a["aria-label"] for a, _ in parsed.all("svg"))
+    assert all(a["alt"] for a, _ in parsed.all("img"))
+    assert next(parsed.all("html"))[0]["lang"] == "en"
+    levels = [int(name[1]) for name, _, _ in parsed.found if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = [a["id"] for _, a, _ in parsed.found if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_waterfall_goes_from_the_original_to_the_winner() -> None:
+    """Teacher, student, pruned, ONNX, quantized, each once and with its bytes; unchanged sizes are left out."""
+    (figure,) = sizes(full()).blocks
+    assert figure.kind == "figure"
+    assert figure.table is not None
+    rows = [(r[0].parts[0], r[1].parts[0]) for r in figure.table.rows]
+    assert rows == [
+        ("teacher", "2,000,000"), ("student", "300,000"), ("pruned channels", "119,000"), ("fp32 ONNX", "121,000"),
+        ("int8", "36,000"),
+    ]  # fmt: skip
+
+
+def test_points_lie_where_their_values_are() -> None:
+    """A scale is linear, or linear in the logarithm, and holds what is outside at its edge."""
+    linear, log = Scale(0.0, 10.0, 100.0, 0.0), Scale(1.0, 100.0, 0.0, 10.0, log=True)
+    assert [linear(v) for v in (0.0, 5.0, 10.0, 11.0)] == [100.0, 50.0, 0.0, 0.0]
+    assert [log(v) for v in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 5.0, 10.0])
+    assert linear.ticks() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert all(scale.lo <= t <= scale.hi for scale in (linear, log) for t in scale.ticks())
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(1e-9, 2e-9), (0.97, 1.01), (3.0, 3e6), (-5.0, -4.99)])
+def test_axes_have_round_ticks(lo: float, hi: float) -> None:
+    """Two to ten, whatever the span."""
+    assert 2 <= len(Scale(lo, hi, 0.0, 1.0).ticks()) <= 10
+    assert lo < 0 or 2 <= len(Scale(lo, hi, 0.0, 1.0, log=True).ticks()) <= 10
+
+
+def test_labels_do_not_lie_on_each_other() -> None:
+    """Neighbours are moved apart, and the rest stays."""
+    assert apart([10.0, 11.0, 50.0], 14.0) == [10.0, 24.0, 50.0]
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    """No worse in everything and better in something beats; equals do not beat each other."""
+    points = [(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), (2.0, 2.0)]
+    assert [is_dominated(point, points) for point in points] == [False, False, True, False]
+
+
+def test_drawings_stand_odd_numbers() -> None:
+    """One value, equal values, zeros and no counts: no drawing is worth a run."""
+    one = Point("a", 1.0, 0.0, None, on_front=True, tip="a")
+    drawn = [
+        bars([Bar("a", 0.0, "0 B")], "t"),
+        scatter([one], "t", names=("x", "y"), said=(str, str)),
+        scatter([one, one], "t", names=("x", "y"), said=(str, str), level=1.0),
+        ridges([Ridge("a", np.array([5.0]), 5.0, None, "a")], "t", axis="x", said=str),
+        curves({"loss": [0.0, 0.0]}, "t", axis="loss"),
+        curves({"loss": [1e9, 1e-9], "kl": [math.pi] * 2}, "t", axis="loss"),
+        stack([], "t"),
+        histogram([0.0, 0.0], [0], (0.0, 0.0), "t", 0),
+    ]
+    for svg in drawn:
+        assert "nan" not in svg
+        assert "inf" not in svg
+        Parsed(svg)
+
+
+def test_two_runs_stand_side_by_side() -> None:
+    """Each figure of both with the difference, and whether the intervals lie apart; then what was asked differently."""
+    other = replace(
+        full(), name="before", config={"name": "digits", "stages": [{"kind": "distill", "epochs": 3}]},
+        candidates=(row("int8", 40_000, 0.9, 35.0, "failed"),), winner=None,
+    )  # fmt: skip
+    sections = {section.title: section for section in compare_reports(full(), other)}
+    (table, only) = sections["Models"].blocks
+    assert table.kind == "table"
+    found = {str(r[0].parts[0]): str(r[3].parts[0]) for r in table.rows}
+    assert found["size"] == "−4.0 kB, -10.0%"  # noqa: RUF001
+    assert found["latency ratio"] == "−0.14; apart"  # noqa: RUF001
+    assert found["top1"] == "the same"
+    assert found["lowest SQNR"] == "+5.4 dB"
+    assert only.kind == "note"
+    assert only.text == "Only in digits, 2026-11-22 17:51: teacher, fp32"
+    (config,) = sections["Config"].blocks
+    assert config.kind == "table"
+    assert [[str(cell.parts[0]) for cell in r] for r in config.rows] == [["stages[0].epochs", "–", "3"]]  # noqa: RUF001
