@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import FactorySource
 from onnxshrink.config.stages import Finetune, PruneChannels, Stage
+from onnxshrink.config.torch_stages import Recovery
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.search.trial import SCHEME, Point
 
@@ -27,6 +28,8 @@ _INTEGERS = frozenset({"dynamic", "static", "mixed", "quantization_aware"})
 """Families of integer kernels; the CUDA provider has none."""
 
 _RATIOS = (0.2, 0.35, 0.5, 0.65, 0.8)
+_LARGE_RATIO, _STEPS = 0.5, 3
+"""What is cut by so much is cut in so many steps as well: a network may recover from each that is lost in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,21 @@ def _pruning(config: RunConfig, budget: Budget) -> Iterator[Dimension]:
         path = f"stages[{index}].pruning_ratio"
         if isinstance(stage, PruneChannels) and stage.pruning_ratio is not None and path not in budget.vary:
             ratios = sorted({0.0, stage.pruning_ratio, *_RATIOS})
-            yield Dimension(path, tuple(Option(f"{ratio:g}", {path: ratio}) for ratio in ratios))
+            options = [Option(f"{ratio:g}", {path: ratio}) for ratio in ratios]
+            yield Dimension(path, (*options, *_iterative(config, index, ratios)))
+
+
+def _iterative(config: RunConfig, index: int, ratios: Sequence[float]) -> Iterator[Option]:
+    """The larger ratios in steps, with the training that follows the stage between them as well."""
+    stage, after = config.stages[index : index + 1], config.stages[index + 1 : index + 2]
+    if not after or not isinstance(after[0], Finetune) or after[0].simulate or getattr(stage[0], "steps", 1) > 1:
+        return
+    between = after[0].model_dump(mode="json", exclude_unset=True, include=set(Recovery.model_fields))
+    for ratio in ratios:
+        if ratio >= _LARGE_RATIO:
+            own = {"pruning_ratio": ratio, "steps": _STEPS, "finetune": between}
+            values = {f"stages[{index}].{name}": value for name, value in own.items()}
+            yield Option(f"{ratio:g} in {_STEPS} steps", values)
 
 
 def _schemes(config: RunConfig, budget: Budget) -> Iterator[Option]:

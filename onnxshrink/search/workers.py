@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -180,7 +181,7 @@ class _Pools:
             self._pool = ProcessPoolExecutor(
                 self._n_workers,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_limit_threads,
+                initializer=_begin,
                 initargs=(threads,),
             )
         return self._pool
@@ -192,9 +193,16 @@ class _Pools:
             self._pool = None
 
 
-def _limit_threads(count: int) -> None:
-    """Share the cores: as many threads as there are cores, over all workers."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
+def _begin(threads: int) -> None:
+    """In a worker: share the cores, and end with the search, even one that was killed: else it would wait for ever."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_search, daemon=True).start()
+
+
+def _end_with_search() -> None:
+    if (search := multiprocessing.parent_process()) is not None:
+        search.join()
+        os._exit(1)
 
 
 def _client(address: str) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxshrink.config.load import validate
+from onnxshrink.config.stages import Finetune, PruneChannels
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.search.require import require_space
 from onnxshrink.search.space import VARIANT, Space, set_value, space_of
@@ -91,18 +92,34 @@ def test_what_is_varied_is_in_the_config_of_its_point(folder: Path) -> None:
     assert config.budget is None
     assert list(config.variants) == [VARIANT]
     points = list(space.points())
-    assert len(points) == len(space) == 2 * 2 * 7 * len(schemes(space))
+    assert len(points) == len(space) == 2 * 2 * 10 * len(schemes(space))
     assert len({tuple(sorted(one.items())) for one in points}) == len(points)
 
 
 def test_a_ratio_of_the_users_own_is_tried_with_ours_and_nothing_is_pruned_at_zero(folder: Path) -> None:
     """In order; the stage is left out where it would cut nothing; a ratio that the user varies is left alone."""
     space = make_space(folder, {})
-    assert [option.label for option in space.dimensions[0].options] == ["0", "0.2", "0.35", "0.4", "0.5", "0.65", "0.8"]
+    labels = [option.label for option in space.dimensions[0].options]
+    assert labels[:7] == ["0", "0.2", "0.35", "0.4", "0.5", "0.65", "0.8"]
     assert [stage.kind for stage in space.config(point(space)).stages] == ["finetune", "export", "optimize"]
     own = make_space(folder, {"vary": {"stages[0].pruning_ratio": [0.3, 0.1]}})
     assert [[option.label for option in d.options] for d in own.dimensions[:-1]] == [["0.3", "0.1"]]
     assert [d.name for d in make_space(folder, {"families": ["static"]}).dimensions] == [SCHEME]
+
+
+def test_large_ratios_are_cut_in_steps_as_well(folder: Path) -> None:
+    """With the settings of the training that follows between them; not where nothing trains, or steps are given."""
+    space = make_space(folder, {})
+    labels = [option.label for option in space.dimensions[0].options]
+    assert labels[7:] == ["0.5 in 3 steps", "0.65 in 3 steps", "0.8 in 3 steps"]
+    prune, finetune, *_ = space.config(point(space, pruning_ratio="0.65 in 3 steps")).stages
+    assert isinstance(prune, PruneChannels)
+    assert isinstance(finetune, Finetune)
+    assert (prune.pruning_ratio, prune.steps) == (0.65, 3)
+    assert prune.finetune is not None
+    assert prune.finetune.epochs == finetune.epochs == 2
+    for stages in ([STAGES[0], *STAGES[2:]], [{**STAGES[0], "steps": 2}, *STAGES[1:]]):
+        assert len(make_space(folder, {}, stages=stages).dimensions[0].options) == 7
 
 
 def test_training_for_quantization_comes_right_before_the_export(folder: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -197,3 +199,36 @@ def test_dask_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DependencyError, match="dask") as caught, open_workers(Dask(address="tcp://h:1")):
         pass
     assert "pip install" in (caught.value.fix or "")
+
+
+_KILLED = """
+import os, signal
+from onnxshrink.search.workers import _Pools
+
+if __name__ == "__main__":
+    print(_Pools(1).open(False).submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_workers_end_with_a_search_that_is_killed(tmp_path: Path) -> None:
+    """Else they would wait for tasks for ever, with their memory."""
+    script = tmp_path / "killed_search.py"
+    script.write_text(_KILLED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    until = time.monotonic() + 20
+    while _lives(int(done.stdout)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _lives(int(done.stdout))
+
+
+def _lives(pid: int) -> bool:
+    """True for a process that runs; one that only waits to be reaped has ended."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        os.kill(pid, 0)
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
