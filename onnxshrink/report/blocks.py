@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from markupsafe import Markup
 
@@ -204,3 +204,9 @@ def plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def topic(row: Candidate, name: str) -> Mapping[str, Any]:
+    """What a row knows of a topic; nothing where it is missing or of a form that this version does not know."""
+    found = row.details.get(name)
+    return found if isinstance(found, Mapping) else {}

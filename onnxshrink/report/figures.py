@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,31 +93,50 @@ def scatter(
     names: tuple[str, str],
     said: tuple[Callable[[float], str], Callable[[float], str]],
     level: float | None = None,
+    alike: bool = False,
 ) -> Markup:
-    """Models by two measures, those on the front filled; ``x`` is logarithmic, ``level`` a line across."""
+    """Models by two measures, those on the front filled; ``x`` is logarithmic.
+
+    Args:
+        points: The models; one without a name has no label.
+        title: What the drawing shows.
+        names: Of both axes.
+        said: How values of either axis are written.
+        level: Where a line goes across.
+        alike: Whether all points look the same, as of many there is no telling apart.
+    """
     spread = [v for p in points for v in (p.y, *(p.ends or ()))] + ([] if level is None else [level])
     x = scale_of([p.x for p in points], _LEFT, _RIGHT - 10, log=True)
     y = scale_of(spread, 240.0, _TOP)
     parts: list[str] = [axes(x, y, said, names)]
     if level is not None:
         parts.append(line(x.start, y(level), x.end, y(level), "level"))
-    heights = apart([y(p.y) + 4 for p in points], 14.0)
-    for i, (point, height) in enumerate(zip(points, heights, strict=True)):
+    for order, point in enumerate(points):
+        i = 0 if alike else order
         at, up = x(point.x), y(point.y)
-        inside = (
-            [] if point.ends is None else [line(at, y(point.ends[0]), at, y(point.ends[1]), f"whisker {colour(i)}")]
-        )
-        inside.append(mark(at, up, i, colour(i) if point.on_front else f"{colour(i)} hollow"))
-        is_right = at > WIDTH * 0.6
-        inside.append(
-            label(
-                at + (-9 if is_right else 9), height, point.name, anchor="end" if is_right else "start", class_="halo"
-            )
-        )
-        parts.append(
-            tag("g", *inside, tabindex=0, role="img", aria_label=point.tip, data_tip=point.tip, class_="point")
-        )
+        inside = [mark(at, up, i, colour(i) if point.on_front else f"{colour(i)} hollow")]
+        if point.ends is not None:
+            inside.insert(0, line(at, y(point.ends[0]), at, y(point.ends[1]), f"whisker {colour(i)}"))
+        tip = point.tip
+        parts.append(tag("g", *inside, tabindex=0, role="img", aria_label=tip, data_tip=tip, class_="point"))
+    parts += _labels(points, x, y)
     return drawing(280.0, title, *parts, interactive=True)
+
+
+def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[Markup]:
+    """Names beside their points, towards the middle; where a neighbour is in the way, beyond it and with the mark."""
+    for is_right in (False, True):
+        side = [i for i, point in enumerate(points) if point.name and (x(point.x) > WIDTH * 0.6) == is_right]
+        heights = apart([y(points[i].y) + 4 for i in side], 15.0, y.start - 4)
+        sign, anchor = (-1.0, "end") if is_right else (1.0, "start")
+        for i, height in zip(side, heights, strict=True):
+            at = x(points[i].x)
+            near = [x(p.x) for p in points if 0 < sign * (x(p.x) - at) < 30 and abs(y(p.y) + 4 - height) < 20]
+            if near:
+                at = max(near) if sign > 0 else min(near)
+                yield mark(at + 14 * sign, height - 4, i, f"{colour(i)} small")
+                at += 12 * sign
+            yield label(at + 9 * sign, height, points[i].name, anchor=anchor, class_="halo")
 
 
 def ridges(
@@ -162,7 +181,7 @@ def curves(series: Mapping[str, Sequence[float]], title: str, *, axis: str) -> M
     x = Scale(1.0, max(float(length), 1.5), _LEFT, _RIGHT - 70)
     y = scale_of(values, 200.0, _TOP, log=log)
     parts: list[str] = [axes(x, y, (_whole, "{:.3g}".format), ("epoch", axis))]
-    ends = apart([y(row[-1]) + 4 for row in series.values()], 14.0)
+    ends = apart([y(row[-1]) + 4 for row in series.values()], 15.0, y.start)
     for i, ((name, row), end) in enumerate(zip(series.items(), ends, strict=True)):
         places = [(x(float(n)), y(v)) for n, v in enumerate(row, 1)]
         parts.append(polyline(places, f"curve {colour(i)}"))

@@ -42,8 +42,12 @@ def calibration(report: Report) -> Section:
 
 
 def training(report: Report) -> Section:
-    """The loss of every training, epoch by epoch."""
-    return Section("training", "Training", tuple(figure for step in report.steps for figure in _trained(step)))
+    """The loss of every training, epoch by epoch; a teacher that serves several stages was trained once."""
+    once = {step.digest: step for step in reversed(report.steps)}
+
+    return Section(
+        "training", "Training", tuple(figure for step in reversed(once.values()) for figure in _trained(step))
+    )
 
 
 def search(found: Mapping[str, Any] | None) -> Section:
@@ -56,7 +60,9 @@ def search(found: Mapping[str, Any] | None) -> Section:
     points = list(_points(trials, set(known.get("front") or ())))
     if len(points) > 1:
         title = "Trials of the search: size and accuracy drop, those on the front with their numbers"
-        drawn = scatter(points, title, names=("size", "accuracy drop"), said=(format_bytes, "{:+.1%}".format))
+        drawn = scatter(
+            points, title, names=("size", "accuracy drop"), said=(format_bytes, "{:+.1%}".format), alike=True
+        )
         blocks.append(Figure(title, drawn))
     rows = [
         (

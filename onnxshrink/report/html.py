@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from onnxshrink.core.report import Report
 from onnxshrink.core.run_folder import REPORT_FILE, SEARCH_FILE
-from onnxshrink.report import evidence, history
+from onnxshrink.report import evidence, fidelity, history
 from onnxshrink.report.blocks import Section
 from onnxshrink.report.side_by_side import compare_reports
 from onnxshrink.report.summary import comparison, summarize, verdicts
@@ -48,9 +48,10 @@ def render(report: Report, pictures: Mapping[str, str] | None = None, search: Ma
         evidence.sizes(report),
         evidence.trade_offs(report),
         evidence.latency(report),
-        evidence.drift(report, pictures or {}),
-        evidence.coverage(report),
-        evidence.ranges(report),
+        evidence.package(report),
+        fidelity.drift(report, pictures or {}),
+        fidelity.coverage(report),
+        fidelity.ranges(report),
         history.calibration(report),
         history.training(report),
         history.search(search),

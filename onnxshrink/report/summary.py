@@ -64,9 +64,9 @@ def verdicts(report: Report) -> Section:
     tables = [
         table(
             f"Gates of {row.name}" + (", the winner" if row.name == report.winner else ""),
-            ("gate", "outcome", "target", "limit", "what was found"),
+            ("gate", "outcome", "what was found"),
             [
-                (text(v.gate, "code"), outcome(v.outcome), text(v.target), text(f"{v.limit:g}", "num"), text(v.reason))
+                (Cell((v.gate, f" on {v.target}" if v.target else ""), "code"), outcome(v.outcome), text(v.reason))
                 for v in row.verdicts
             ],
         )
@@ -87,8 +87,9 @@ def targets_of(report: Report) -> list[str | None]:
 
 
 def on(row: Candidate, name: str, target: str | None) -> Metric | None:
-    """A metric on a target, or the one that depends on none."""
-    return row.metric(name, target=target) or next((m for m in row.metrics if m.name == name and not m.target), None)
+    """A metric of the model, not of one of its outputs: on a target, or else the one that depends on none."""
+    found = {m.target: m for m in reversed(row.metrics) if m.name == name and m.output is None}
+    return found.get(target) or found.get(None) or (next(iter(found.values()), None) if target is None else None)
 
 
 def worst_sqnr(row: Candidate, target: str | None) -> Metric | None:
@@ -144,7 +145,10 @@ def _cards(report: Report, winner: Candidate) -> list[Card]:
         before = on(base, name, target) if base and name in ("size_bytes", metric) else None
         against = text("")
         if base and before is not None and before.value is not None:
-            against = replace(measured(base, before), parts=(f"{base.name}: ", *measured(base, before).parts))
+            cell = measured(base, before)
+            is_size = name == "size_bytes" and found.value > 0
+            times = f", {before.value / found.value:.3g} times as large" if is_size else ""
+            against = replace(cell, parts=(f"{base.name}: ", *cell.parts, times))
         elif name == "latency_ratio":
             against = text(f"of the reference's time{f' on {target}' if target else ''}; below 1 is faster")
         elif name == "accuracy_drop" and base:

@@ -146,12 +146,14 @@ def axes(
     return Markup("").join([*parts, line(x.start, y.start, x.end, y.start, "tick")])
 
 
-def apart(places: Sequence[float], least: float) -> list[float]:
-    """Places moved so that neighbours are at least ``least`` apart, in the order given."""
+def apart(places: Sequence[float], least: float, most: float = math.inf) -> list[float]:
+    """Places moved so that neighbours are ``least`` apart or more and none lies beyond ``most``, in the order given."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + least)
+    for i, place in enumerate(reversed(order)):
+        moved[place] = min(moved[place], most - i * least)
     return moved
 
 

@@ -190,8 +190,11 @@ def _print_verdicts(report: Report, console: Console) -> None:
 
 
 def task_metric(report: Report) -> str | None:
-    """Its name; the user's own is called by its entry point, the one name with a colon in it."""
-    names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics if m.output is None)  # drift has one
+    """Its name; the user's own is called by its entry point, the one name with a colon in it.
+
+    Drift has a cosine as well, of each output.
+    """
+    names = dict.fromkeys(m.name for c in report.candidates for m in c.metrics if m.output is None)
     return next((name for name in names if name in METRIC_NAMES or ":" in name), None)
 
 

@@ -14,11 +14,12 @@ function show(event) {
 }
 for (const name of ["pointerover", "pointermove", "focusin"]) document.addEventListener(name, show);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
-addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-// On paper, everything is unfolded.
+// What the keyboard reaches is scrolled to; what the pointer was at has moved away.
+addEventListener("scroll", () => show({ target: document.activeElement }), { passive: true });
+// On paper, tables are unfolded; those that say what a drawing shows are left to it.
 let folded = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
+  folded = [...document.querySelectorAll(".blocks > details:not([open])")];
   for (const part of folded) part.open = true;
 });
 addEventListener("afterprint", () => { for (const part of folded) part.open = false; });

@@ -17,7 +17,9 @@ from onnxshrink.report.evidence import sizes
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
 from onnxshrink.report.html import render
 from onnxshrink.report.side_by_side import compare_reports
+from onnxshrink.report.summary import on
 from onnxshrink.report.svg import Scale, apart
+from onnxshrink.report.terminal import task_metric
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
@@ -68,7 +70,7 @@ def row(name: str, size: float, ratio: float, sqnr: float | None, outcome: Any =
 
 
 def step(name: str, kind: str, **facts: Any) -> Step:
-    return Step(name, kind, "a" * 64, cached=kind == "distill", seconds=1.0, facts=facts)
+    return Step(name, kind, name.encode().hex(), cached=kind == "distill", seconds=1.0, facts=facts)
 
 
 def full(name: str = "int8") -> Report:
@@ -91,6 +93,8 @@ def full(name: str = "int8") -> Report:
             "w": {"kind": "weight", "edges": [-1, 0, 1], "counts": [3, 4], "lo": -1, "hi": 1, "scale": 0.1, "scales": 1,
                   "clipped_ratio": 0.01, "sqnr_db": None},
         },
+        "package": {"fixed": {"file": "model.ort", "size_bytes": 40_000, "outputs": {"logits": {"sqnr_db": None}}}},
+        "package_times": {"cpu": {"onnx": {"load_ms": 9.0}, "files": {"fixed": {"load_ms": 3.0}}}},
         "nodes": {"nodes": [{"node": "soft", "op_type": "Softmax", "noise_ratio": 0.7, "local_sqnr_db": 40.0}]},
     }  # fmt: skip
     epochs = [{"epoch": 1, "loss": 2.0, "terms": {"kl": 1.5, "labels": 0.5}}, {"epoch": 2, "loss": 0.01}]
@@ -217,16 +221,16 @@ def test_every_topic_has_its_section() -> None:
     titles = [text for _, text in Parsed(render(full(), {}, search)).all("h2")]
     for title in (
         "What went in", "What came out", "Verdicts", "All models", "Warnings", "Where the bytes went", "Trade-offs",
-        "Latency", "Drift", "Integer coverage", "Ranges", "Calibration", "Training", "Search", "Steps",
+        "Latency", "Package", "Drift", "Integer coverage", "Ranges", "Calibration", "Training", "Search", "Steps",
     ):  # fmt: skip
         assert title in titles
 
 
 def test_readers_of_screens_get_the_same() -> None:
     """Tables have captions and named cells, drawings a description, headings no gaps, ids one owner."""
-    parsed = Parsed(render(full(), {"17": PICTURE}))
-    assert len(list(parsed.all("table"))) == len(list(parsed.all("caption")))
-    assert all(text for _, text in parsed.all("caption"))
+    page = render(full(), {"17": PICTURE})
+    parsed = Parsed(page)
+    assert len(list(parsed.all("table"))) == len(re.findall("<caption><span>[^<]+</span></caption>", page))
     assert all(a.get("scope") in {"row", "col"} for a, _ in parsed.all("th"))
     assert all(a["aria-label"] for a, _ in parsed.all("svg"))
     assert all(a["alt"] for a, _ in parsed.all("img"))
@@ -237,6 +241,19 @@ def test_readers_of_screens_get_the_same() -> None:
     assert all(after - before <= 1 for before, after in pairwise(levels))
     ids = [a["id"] for _, a, _ in parsed.found if "id" in a]
     assert len(ids) == len(set(ids))
+
+
+def test_drift_is_not_taken_for_accuracy() -> None:
+    """The cosine of an output is no task metric, and a task's cosine is not that of an output."""
+    of_output = Metric("cosine", 0.5, target="cpu", output="logits")
+    drifted = replace(row("int8", 1e4, 0.9, 30.0), metrics=(Metric("size_bytes", 1e4, "bytes"), of_output))
+    report = replace(full(), candidates=(drifted,))
+    assert task_metric(report) is None
+    judged = replace(drifted, metrics=(*drifted.metrics, Metric("cosine", 0.9, target="cpu")))
+    assert task_metric(replace(report, candidates=(judged,))) == "cosine"
+    found = on(judged, "cosine", "cpu")
+    assert found is not None
+    assert found.value == 0.9
 
 
 def test_the_waterfall_goes_from_the_original_to_the_winner() -> None:
@@ -270,6 +287,7 @@ def test_axes_have_round_ticks(lo: float, hi: float) -> None:
 def test_labels_do_not_lie_on_each_other() -> None:
     """Neighbours are moved apart, and the rest stays."""
     assert apart([10.0, 11.0, 50.0], 14.0) == [10.0, 24.0, 50.0]
+    assert apart([10.0, 48.0, 50.0], 14.0, 52.0) == [10.0, 38.0, 52.0]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
