@@ -105,8 +105,7 @@ def environment(report: Report) -> Section:
         if row.digest
     ]
     inputs = [(text(name), text(line, "code digest")) for name, line in _digests(report.inputs)]
-    file, version = f"{report.name}.yaml", report.versions.get("onnxshrink")
-    install = "pip install onnxshrink" + (f"=={version}" if version else "")
+    file, version = f"{report.name}.yaml", report.versions.get("onnxshrink", "as it was")
     tables = (
         facts("Machine", machine),
         facts("Versions of the libraries", report.versions, folded=True),
@@ -114,7 +113,7 @@ def environment(report: Report) -> Section:
         table("Digests of what went in", ("input", "sha256"), inputs, folded=True),
     )
     blocks: tuple[Block, ...] = (
-        Code(f"Run it again, with the config below as {file}", f"{install}\nonnxshrink run {shlex.quote(file)}"),
+        Code(f"Again, with onnxshrink {version} and the config below as {file}", f"onnxshrink run {shlex.quote(file)}"),
         Code(f"{file}, with every default filled in", config_yaml(report.config)),
         *(found for found in tables if found.rows),
     )

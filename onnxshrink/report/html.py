@@ -22,7 +22,7 @@ from onnxshrink.core.report import Report
 from onnxshrink.core.run_folder import REPORT_FILE, SEARCH_FILE
 from onnxshrink.report import evidence, fidelity, history
 from onnxshrink.report.blocks import Section
-from onnxshrink.report.side_by_side import compare_reports
+from onnxshrink.report.side_by_side import compare_reports, name_of
 from onnxshrink.report.summary import comparison, summarize, verdicts
 from onnxshrink.verify.pictures import PICTURES_FILE
 
@@ -85,8 +85,8 @@ def compare_folders(run: Path, other: Path) -> str:
         StoreError: One has no report, or it cannot be read.
     """
     reports = [Report.read(folder / REPORT_FILE) for folder in (run, other)]
-    title = " and ".join(dict.fromkeys(f"{report.name}, {report.finished[:10]}" for report in reports))
-    return _fill("compare.html.j2", compare_reports(*reports), title=f"{run.name} and {other.name}", subtitle=title)
+    title = f"{name_of(reports[0])} – {name_of(reports[1])}"  # noqa: RUF001
+    return _fill("compare.html.j2", compare_reports(*reports), title=title)
 
 
 def _samples(pictures: Mapping[str, Any] | None) -> dict[str, str]:

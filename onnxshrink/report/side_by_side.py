@@ -11,6 +11,7 @@ from onnxshrink.report.summary import on, targets_of, worst_sqnr
 from onnxshrink.report.terminal import task_metric
 
 _MISSING = "–"  # noqa: RUF001
+_MINUS = "−"  # noqa: RUF001
 
 
 def compare_reports(one: Report, other: Report) -> tuple[Section, ...]:
@@ -31,7 +32,7 @@ def compare_reports(one: Report, other: Report) -> tuple[Section, ...]:
 
 def _winners(one: Report, other: Report) -> Iterator[Block]:
     for report in (one, other):
-        yield Note(f"{_name(report)}: {report.selection}", "passed" if report.winner else "failed")
+        yield Note(f"{name_of(report)}: {report.selection}", "passed" if report.winner else "failed")
     rows = [next((row for row in report.variants if row.name == report.winner), None) for report in (one, other)]
     if rows[0] and rows[1]:
         names = f"{rows[0].name} and {rows[1].name}"
@@ -51,7 +52,7 @@ def _gates(one: Report, other: Report) -> Iterator[Block]:
         (text(name), text(gate, "code"), text(target), cells[0], cells[2], cells[1], cells[3])
         for (name, gate, target), cells in found.items()
     ]
-    names = (_name(one), _name(other))
+    names = (name_of(one), name_of(other))
     headers = ("model", "gate", "target", *names, *(f"limit in {name}" for name in names))
     if rows:
         yield table("Every gate of both runs", headers, rows)
@@ -67,7 +68,7 @@ def _models(one: Report, other: Report) -> Iterator[Block]:
     for report, names in ((one, set(theirs)), (other, {row.name for row in one.candidates})):
         alone = [row.name for row in report.candidates if row.name not in names]
         if alone:
-            yield Note(f"Only in {_name(report)}: {plain(alone)}")
+            yield Note(f"Only in {name_of(report)}: {plain(alone)}")
 
 
 def _targets(one: Report, other: Report) -> list[str | None]:
@@ -88,8 +89,10 @@ def _figures(rows: tuple[Candidate, Candidate], runs: tuple[Report, Report], tar
         for title, ours, theirs in pairs
         if ours or theirs
     ]
+    file = (text(row.digest[:12], "code"), text(their.digest[:12], "code"))
+    cells.append((text("sha256"), *file, text("the same" if row.digest == their.digest else "another file")))
     where = f" on {target}" if target else ""
-    return Table(f"{what}{where}", ("figure", *map(_name, runs), "difference"), tuple(cells))
+    return Table(f"{what}{where}", ("figure", *map(name_of, runs), "difference"), tuple(cells))
 
 
 def _difference(ours: Metric | None, theirs: Metric | None) -> str:
@@ -100,12 +103,16 @@ def _difference(ours: Metric | None, theirs: Metric | None) -> str:
     if difference == 0:
         return "the same"
     words = said(ours, abs(difference)).lstrip("+")
-    share = f", {difference / theirs.value:+.1%}" if theirs.value > 0 and ours.unit in ("bytes", "ms", "count") else ""
+    share = (
+        f", {difference / theirs.value:+.1%}".replace("-", _MINUS)
+        if theirs.value > 0 and ours.unit in ("bytes", "ms", "count")
+        else ""
+    )
     ends = (ours.lo, ours.hi, theirs.lo, theirs.hi)
     apart = ""
     if None not in ends:
-        apart = "; apart" if ours.lo > theirs.hi or ours.hi < theirs.lo else "; intervals overlap"  # type: ignore[operator]  # none is None
-    return f"{'+' if difference > 0 else '−'}{words}{share}{apart}"  # noqa: RUF001
+        apart = "; intervals apart" if ours.lo > theirs.hi or ours.hi < theirs.lo else "; intervals overlap"  # type: ignore[operator]  # none is None
+    return f"{'+' if difference > 0 else _MINUS}{words}{share}{apart}"
 
 
 def _environments(one: Report, other: Report) -> Iterator[Block]:
@@ -141,7 +148,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, plain(value)
 
 
-def _name(report: Report) -> str:
+def name_of(report: Report) -> str:
     """What tells a run from another of the same name."""
     when = report.finished[:16].replace("T", " ")
     return f"{report.name}, {when}" if when else report.name

@@ -97,7 +97,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The place of a value; what lies outside stands at the edge."""
-        lo, hi, at = (self.lo, self.hi, value) if not self.log else map(math.log, (self.lo, self.hi, value))
+        lo, hi, at = self.lo, self.hi, max(value, self.lo)
+        if self.log:
+            lo, hi, at = math.log(lo), math.log(hi), math.log(at)
         return self.start + min(max((at - lo) / (hi - lo), 0.0), 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:

@@ -11,6 +11,8 @@ import pytest
 from chromium import BROWSER, Page, chromium
 from command_line import make_project, onnxshrink
 
+from onnxshrink.config.load import load_config
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium"),
@@ -122,13 +124,26 @@ def test_on_paper_everything_is_unfolded(folder: Path, browser: Page) -> None:
     assert browser.run(folded) > 3
 
 
+def test_the_config_of_the_page_is_the_runs(folder: Path, browser: Page) -> None:
+    """Copied from the page into a file beside the modules it names, it is the same config again."""
+    browser.open(folder / "report.html")
+    text = browser.run("[...document.querySelectorAll('#reproduce pre')].map(p => p.textContent)[1]")
+    again = folder.parents[1] / "again.yaml"
+    again.write_text(text)
+    config = json.loads((folder / "report.json").read_text())["config"]
+    assert load_config(again).model_dump(mode="json") == config
+
+
 def test_the_page_is_small_and_can_be_drawn_again(folder: Path, tmp_path: Path) -> None:
-    """Below 2 MB; `report` gives the same bytes again; its config is one that `run` takes."""
+    """Below 2 MB, and `report` gives the same bytes again."""
     page = (folder / "report.html").read_bytes()
     assert len(page) < 2_000_000
     again = onnxshrink("report", folder, "--out", tmp_path / "again.html", cwd=folder.parents[1])
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again.html").read_bytes() == page
+    refused = onnxshrink("report", folder, "--out", folder / "report.json" / "x.html", cwd=folder.parents[1])
+    assert refused.returncode == 2
+    assert all(word in refused.stderr for word in ("where", "want", "fix", "--out"))
 
 
 def test_two_runs_open_side_by_side(folder: Path, browser: Page, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ function show(event) {
 for (const name of ["pointerover", "pointermove", "focusin"]) document.addEventListener(name, show);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 // What the keyboard reaches is scrolled to; what the pointer was at has moved away.
-addEventListener("scroll", () => show({ target: document.activeElement }), { passive: true });
+addEventListener("scroll", () => { if (!tip.hidden) show({ target: document.activeElement }); }, { passive: true });
 // On paper, tables are unfolded; those that say what a drawing shows are left to it.
 let folded = [];
 addEventListener("beforeprint", () => {

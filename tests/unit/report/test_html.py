@@ -272,7 +272,7 @@ def test_points_lie_where_their_values_are() -> None:
     """A scale is linear, or linear in the logarithm, and holds what is outside at its edge."""
     linear, log = Scale(0.0, 10.0, 100.0, 0.0), Scale(1.0, 100.0, 0.0, 10.0, log=True)
     assert [linear(v) for v in (0.0, 5.0, 10.0, 11.0)] == [100.0, 50.0, 0.0, 0.0]
-    assert [log(v) for v in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 5.0, 10.0])
+    assert [log(v) for v in (0.0, 1.0, 10.0, 100.0)] == pytest.approx([0.0, 0.0, 5.0, 10.0])
     assert linear.ticks() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     assert all(scale.lo <= t <= scale.hi for scale in (linear, log) for t in scale.ticks())
 
@@ -325,8 +325,8 @@ def test_two_runs_stand_side_by_side() -> None:
     (table, only) = sections["Models"].blocks
     assert table.kind == "table"
     found = {str(r[0].parts[0]): str(r[3].parts[0]) for r in table.rows}
-    assert found["size"] == "−4.0 kB, -10.0%"  # noqa: RUF001
-    assert found["latency ratio"] == "−0.14; apart"  # noqa: RUF001
+    assert found["size"] == "−4.0 kB, −10.0%"  # noqa: RUF001
+    assert found["latency ratio"] == "−0.14; intervals apart"  # noqa: RUF001
     assert found["top1"] == "the same"
     assert found["lowest SQNR"] == "+5.4 dB"
     assert only.kind == "note"
