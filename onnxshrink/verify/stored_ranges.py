@@ -118,16 +118,28 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[Stored]:
             continue
         is_weight = name in constants
         dtype = zero.dtype if zero_name else numpy_helper.to_array(constants[name]).dtype
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if node.op_type == "DequantizeLinear" else 0
+        integers = numpy_helper.to_array(constants[name]) if is_weight else None
+        axis = _axis(node)
+        if integers is not None and scale.size > 1:
+            if not -integers.ndim <= axis < integers.ndim or integers.shape[axis] != scale.size:
+                continue  # scales of blocks, or of an operator that lays its weights out in its own way
+            axis %= integers.ndim
         yield Stored(
             _float_name(sources.get(name, name)),
             "weight" if is_weight else "activation",
             scale,
             np.broadcast_to(zero.astype(np.int64).squeeze(), scale.shape),
             axis,
-            numpy_helper.to_array(constants[name]) if is_weight else None,
+            integers,
             (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)),
         )
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    """Where several scales lie: as DequantizeLinear says, along a convolution's outputs, along a product's columns."""
+    if node.op_type == "DequantizeLinear":
+        return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
+    return 0 if "Conv" in node.op_type else -1
 
 
 def _triples(
