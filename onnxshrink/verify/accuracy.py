@@ -13,7 +13,9 @@ from onnxshrink.core.intervals import Floats
 from onnxshrink.core.tensors import LABELS
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
-from onnxshrink.verify.task_metrics import Measure, Place, measure_of, n_classes_of
+from onnxshrink.verify.class_metrics import n_classes_of
+from onnxshrink.verify.scored_output import Place
+from onnxshrink.verify.task_metrics import Measure, measure_of
 
 _MOST_NUMBERS = 1 << 20
 _FEWEST_ROWS = 100

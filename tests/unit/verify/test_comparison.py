@@ -16,7 +16,8 @@ from onnxshrink.core.report import Metric
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.comparison import accuracy_details, accuracy_metrics
 from onnxshrink.verify.evidence import load_quality, save_quality
-from onnxshrink.verify.task_metrics import Place, measure_of
+from onnxshrink.verify.scored_output import Place
+from onnxshrink.verify.task_metrics import measure_of
 from onnxshrink.verify.verify import Quality
 
 

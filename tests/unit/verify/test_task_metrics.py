@@ -14,7 +14,8 @@ from sklearn import metrics as sklearn
 from onnxshrink.config.metrics import F1Score, MeanIou, OwnMetric, TaskMetric
 from onnxshrink.core.errors import ConfigError, DataError, ModelError
 from onnxshrink.core.importing import search_path
-from onnxshrink.verify.task_metrics import Place, measure_of
+from onnxshrink.verify.scored_output import Place
+from onnxshrink.verify.task_metrics import measure_of
 
 HERE = Place("m.onnx", "d.npz", 40)
 
