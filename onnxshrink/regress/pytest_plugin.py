@@ -1,7 +1,8 @@
 """The pytest plugin: bundles are collected as tests, and a fixture checks a model against one.
 
 Every folder ``*.bundle``, and every folder that the ini option ``onnxshrink_bundles`` names, becomes one test per item
-of its verdict, ``digits.bundle/manifest.json::max_abs_error[logits]`` for one. pytest loads this module in every run
+of its verdict, ``digits.bundle/manifest.json::max_abs_error[logits]`` for one; one without a manifest, empty or not, is
+an error of the collection, which no ``-k`` deselects. It needs pytest 8. pytest loads this module in every run
 of every project that has onnxshrink installed, so it imports neither numpy nor onnxruntime before a bundle is met.
 """
 
@@ -63,6 +64,19 @@ class BundleFile(pytest.File):
         return self._result
 
 
+class UnfinishedBundle(pytest.File):
+    """A bundle's folder that has no manifest: somebody removed it, or what made the bundle did not come to its end."""
+
+    def collect(self) -> Iterator[BundleItem]:
+        """Nothing can be checked, which is an error and not silence."""
+        raise self.CollectError(
+            f"{self.name} is called a bundle and has no {_MANIFEST}: it is unfinished, or the file was removed\n"
+            f"  where  {self.path}\n"
+            f"  got    {', '.join(sorted(path.name for path in self.path.iterdir())) or 'an empty folder'}\n"
+            "  fix    restore it from version control, make the bundle anew: onnxshrink run; or remove the folder"
+        )
+
+
 class BundleItem(pytest.Item):
     """One item of a bundle's verdict."""
 
@@ -122,16 +136,20 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--onnxshrink-update writes bundles, so it runs in one process: leave out -n")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest 7 does not know it, and refuses plugins with hooks that it does not know
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> UnfinishedBundle | None:
+    """A bundle without a manifest is missed; every other folder is walked as ever."""
+    if not _is_bundle(path, parent.config) or (path / _MANIFEST).is_file():
+        return None
+    unfinished: UnfinishedBundle = UnfinishedBundle.from_parent(parent, path=path)
+    return unfinished
+
+
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> BundleFile | None:
-    """A bundle's manifest stands for the bundle, and is missed where the other files are left without it."""
-    folder = file_path.parent
-    if folder.suffix != ".bundle" and folder not in parent.config.getini("onnxshrink_bundles"):
+    """A bundle's manifest stands for the bundle."""
+    if file_path.name != _MANIFEST or not _is_bundle(file_path.parent, parent.config):
         return None
-    manifest = folder / _MANIFEST
-    first = manifest if manifest.is_file() else min(path for path in folder.iterdir() if path.is_file())
-    if file_path != first:
-        return None
-    bundle: BundleFile = BundleFile.from_parent(parent, path=manifest)
+    bundle: BundleFile = BundleFile.from_parent(parent, path=file_path)
     return bundle
 
 
@@ -144,6 +162,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(bundle)
         for change in changes:
             terminalreporter.line(f"  {change}")
+
+
+def _is_bundle(folder: Path, config: pytest.Config) -> bool:
+    return folder.suffix == ".bundle" or folder in config.getini("onnxshrink_bundles")
 
 
 def _checked(config: pytest.Config, bundle: Path, model: Path | None, *, latency: bool | None) -> Result:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,13 +109,42 @@ def test_a_damaged_manifest_is_one_test_that_tells_how_to_mend_it(project: Path)
     assert "Traceback" not in said
 
 
-def test_a_manifest_that_is_gone_is_a_test_that_fails(project: Path) -> None:
-    """A folder that is called a bundle is never passed over in silence."""
-    (project / "tests" / "cnn.bundle" / "manifest.json").unlink()
-    said = ran(project, "-v", status=1)
-    assert "tests/cnn.bundle/manifest.json::manifest FAILED" in said
-    assert "1 failed" in said
-    assert "there is no bundle: it has no manifest.json" in said
+def emptied(folder: Path) -> str:
+    """Leave nothing in a bundle."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return "an empty folder"
+
+
+def without_manifest(folder: Path) -> str:
+    """Leave everything but what says what it is."""
+    (folder / "manifest.json").unlink()
+    return "check.py, golden_inputs.npz, golden_outputs.npz, model.onnx"
+
+
+@pytest.mark.parametrize("named", [(), ("tests/cnn.bundle",), ("-k", "test_other")])
+@pytest.mark.parametrize("spoil", [emptied, without_manifest])
+def test_a_bundle_without_a_manifest_stops_the_collection(
+    project: Path, spoil: Callable[[Path], str], named: tuple[str, ...]
+) -> None:
+    """A folder that is called a bundle is never passed over in silence, whatever is selected."""
+    (project / "tests" / "test_other.py").write_text("def test_other():\n    pass\n", encoding="utf-8")
+    left = spoil(project / "tests" / "cnn.bundle")
+    said = ran(project, *named, status=2)
+    assert "ERROR collecting tests/cnn.bundle" in said
+    assert "cnn.bundle is called a bundle and has no manifest.json" in said
+    assert f"got    {left}" in said
+    assert "Traceback" not in said
+    assert "passed" not in said
+
+
+def test_an_empty_folder_of_another_name_is_nobodys_bundle(project: Path) -> None:
+    """Unless the ini file names it; what stands beside a bundle is collected as ever."""
+    (project / "tests" / "release").mkdir()
+    ran(project, status=0)
+    ini = "[pytest]\ntestpaths = tests\nonnxshrink_bundles = tests/release\n"
+    (project / "pytest.ini").write_text(ini, encoding="utf-8")
+    assert "release is called a bundle and has no manifest.json" in ran(project, status=2)
 
 
 def write_test(project: Path, line: str) -> None:
