@@ -57,6 +57,11 @@ SIZE_SLACK_BYTES = 4096
 MAX_MANIFEST_BYTES = 64_000_000
 """A manifest has some hundred bytes for each weight; what is larger is none, and is not read."""
 
+MAX_THREADS = 1024
+"""ONNX Runtime starts as many as it is told, whatever the machine has."""
+
+_LEVELS = ("disabled", "basic", "extended", "all")
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What a check says
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,8 +266,8 @@ class Bundle:
         path = folder / MANIFEST
         try:
             manifest = _read_json(path)
-            signature, schema = manifest["digest"], int(manifest["schema"])
-            if schema <= SCHEMA:
+            signature, schema, own = manifest["digest"], manifest["schema"], _signature(manifest)
+            if not _is(schema, int) or schema <= SCHEMA:
                 _require_fields(manifest)
         except FileNotFoundError as e:
             raise BundleError(
@@ -277,11 +282,11 @@ class Bundle:
                 want="the file as it was written",
                 fix="restore it from version control, or make the bundle anew: onnxshrink run",
             ) from e
-        if must_be_signed and signature != _signature(manifest):
+        if must_be_signed and signature != own:
             raise ManifestChangedError(
                 "the manifest has been changed since it was written",
                 where=str(path),
-                got=f"digest {_signature(manifest)[:12]}",
+                got=f"digest {own[:12]}",
                 want=f"digest {str(signature)[:12]}",
                 fix="restore it from version control, or accept what the model does now: --update",
             )
@@ -318,50 +323,122 @@ class Bundle:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file of a bearable size holds."""
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES} bytes")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-_FIELDS = {
-    "model": ("sha256", "size_bytes", "opsets", "op_types", "structure", "weights", "inputs", "outputs", "external"),
-    "session": ("provider", "options", "threads"),
-    "golden": ("n_samples",),
-    "machine": ("id",),
-    "tolerances": (),
-    "versions": (),
-    "files": (),
-}
-
-
-def _require_fields(manifest: Mapping[str, Any]) -> None:
-    """Refuse a manifest that lacks what a check reads, or names a file outside its folder.
+    """What a file of a bearable size holds.
 
     Raises:
-        KeyError: Something is missing.
-        TypeError: Something is of another type.
-        ValueError: A file lies outside.
+        ValueError: The file is larger, is no JSON, or holds a number that no float is near, such as NaN.
     """
-    for part, names in _FIELDS.items():
-        found = dict(manifest[part])
-        for name in names:
-            found[name]
-    for want in manifest["files"].values():
-        str(want["sha256"]), int(want["size_bytes"])
-    for spec in manifest["model"]["outputs"]:
-        limits = manifest["tolerances"][spec["name"]]
-        float(limits["max_abs"]), limits["relative_l2"], limits["ranks_classes"]
-    for name in (*manifest["files"], *manifest["model"]["external"]):
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES} bytes")
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text, parse_int=_finite(int), parse_float=_finite(float), parse_constant=_finite(float))
+
+
+def _finite(kind: Any) -> Any:
+    """Reads a number of JSON."""
+
+    def read(text: str) -> Any:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"{text[:20]} is no number that a manifest can hold")
+        return kind(text)
+
+    return read
+
+
+_SPEC = {"name": str, "type": str, "shape": [(None, int, str)]}
+_SHAPE: Any = {
+    "schema": int,
+    "digest": str,
+    "since": str,
+    "model": {
+        "sha256": str,
+        "size_bytes": int,
+        "opsets": {...: int},
+        "op_types": {...: int},
+        "structure": str,
+        "weights": [[str]],
+        "inputs": [_SPEC],
+        "outputs": [_SPEC],
+        "external": [str],
+    },
+    "session": {"provider": str, "options": {...: str}, "threads": int, "optimization": (None, str)},
+    "golden": {"n_samples": int},
+    "machine": {"id": str},
+    "tolerances": {...: {"max_abs": float, "relative_l2": (None, float), "ranks_classes": bool}},
+    "versions": {...: str},
+    "files": {...: {"sha256": str, "size_bytes": int}},
+    "latency": (None, {"p50_ms": (None, float)}),
+    "history": (None, [{}]),
+}
+"""What a check reads of a manifest: a type; any of several; a list of them; an object's fields, ``...`` for all."""
+
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", None: "null"}
+
+
+def _require_fields(manifest: Any) -> None:
+    """Refuse a manifest that lacks what a check reads, or has something else there, or names a file outside its folder.
+
+    What no check reads (``metrics``, ``config`` and the like) may be anything.
+
+    Raises:
+        ValueError: It is so; the message says where.
+    """
+    misfit = _misfit(manifest, _SHAPE, "manifest")
+    if misfit:
+        raise ValueError(misfit)
+    model, session = manifest["model"], manifest["session"]
+    for name in (*manifest["files"], *model["external"]):
         _require_inside(name)
+    for wrong, flaw in (
+        (manifest["golden"]["n_samples"] < 1, "golden.n_samples is less than one"),
+        (not 0 <= session["threads"] <= MAX_THREADS, f"session.threads is not between 0 and {MAX_THREADS}"),
+        (session.get("optimization") not in (None, *_LEVELS), "session.optimization is no level"),
+        (any(len(pair) != 2 for pair in model["weights"]), "model.weights are no pairs of name and digest"),
+        ({spec["name"] for spec in model["outputs"]} - {*manifest["tolerances"]}, "an output has no tolerance"),
+    ):
+        if wrong:
+            raise ValueError(flaw)
+
+
+def _misfit(value: Any, shape: Any, where: str) -> str | None:
+    """The first place where a value of JSON is not of a shape, in words; None where all of it is."""
+    found: Iterator[str | None]
+    if isinstance(shape, tuple):
+        tried = [_misfit(value, one, where) for one in shape]
+        return None if None in tried else tried[-1]
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is no list"
+        found = (_misfit(item, shape[0], f"{where}[{at}]") for at, item in enumerate(value))
+    elif isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where} is no object"
+        every = shape.get(...)
+        fields = dict.fromkeys(value, every) if every else shape
+        found = (_misfit(value.get(name), inner, f"{where}.{name}") for name, inner in fields.items())
+    else:
+        return None if _is(value, shape) else f"{where} is missing, or no {_WORDS[shape]}"
+    return next((flaw for flaw in found if flaw), None)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type; true and false are no numbers, whole numbers are, and have 64 bits."""
+    if kind is None or isinstance(value, bool):
+        return value is None if kind is None else kind is bool
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 1 << 64
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _require_inside(name: str) -> None:
     """Refuse the name of a file that would lie outside the folder it is relative to.
 
     Raises:
-        ValueError: It does.
+        ValueError: It does, or no file can be called so.
     """
+    os.fsencode(name)
+    if "\0" in name:
+        raise ValueError(f"no file is called {name!r}")
     path = Path(name)
     if path.is_absolute() or path.drive or ".." in path.parts:
         raise ValueError(f"the file {name!r} lies outside the folder")
@@ -408,7 +485,7 @@ def _integrity(bundle: Bundle) -> Iterator[Item]:
     """One item for each file that the manifest names."""
     for name, want in bundle.manifest["files"].items():
         path = bundle.folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises where a name is too long for the system
             yield Item(f"integrity {name}", "failed", f"{name} is missing", file=name)
             continue
         size, whole = path.stat().st_size, want["size_bytes"]
@@ -645,7 +722,7 @@ def open_session(
     options.intra_op_num_threads = settings["threads"] if threads is None else threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    level = level or settings.get("optimization", "all")
+    level = level or settings.get("optimization") or "all"
     name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
     provider = settings["provider"]
@@ -885,6 +962,7 @@ def _tolerance(
     sound = [gap for gap in seen if gap.flaw is None]
     noise = max((gap.max_abs for gap in sound), default=0.0)
     noise_l2 = max((gap.relative_l2 for gap in sound), default=0.0)
+    has_size = math.isfinite(noise_l2)  # no distance is relative to outputs that are all zero
     if golden[0].dtype.kind != "f":
         values = max(1, sum(array.size for array in golden))
         return {
@@ -907,9 +985,9 @@ def _tolerance(
     tiny = float(np.finfo(np.float32).tiny) ** 0.5
     return {
         "max_abs": max(NOISE_FACTOR * noise, limit, tiny),
-        "relative_l2": max(NOISE_FACTOR * noise_l2, limit_l2, tiny),
+        "relative_l2": max(NOISE_FACTOR * noise_l2, limit_l2, tiny) if has_size else None,
         "learned_max_abs": noise,
-        "learned_relative_l2": noise_l2,
+        "learned_relative_l2": noise_l2 if has_size else None,
         "ranks_classes": ranks_classes(golden[0]),
         "rule": f"the larger of {NOISE_FACTOR:g} times what was seen and {rule}",
     }
@@ -1061,10 +1139,14 @@ def _drift_items(name: str, gap: Distance, golden: Sequence[Any], bundle: Bundle
         )
     if not limits["ranks_classes"]:
         return
+    if not all(ranks_classes(row[name]) for row in golden):
+        text = "the golden outputs have no winning classes"
+        yield Item(f"top1_agreement {name}", "failed", text, output=name)
+        return
     # A class that had won by less than two outputs may move is no winner to rely on.
     lost = [(sample, margin) for sample, margin in gap.flips if margin > 2 * limits["max_abs"]]
     n_rows = sum(len(row[name]) for row in golden)
-    agreement = 1 - len(lost) / n_rows
+    agreement = 1 - len(lost) / max(1, n_rows)
     text = f"{n_rows - len(lost)} of {n_rows} keep their class" + (
         f"; sample {lost[0][0]} had won by {lost[0][1]:.3g}" if lost else ""
     )
@@ -1109,7 +1191,8 @@ def _latency_item(bundle: Bundle, model: Path | None, damaged: set[str | None], 
         return _untimed(e.what)
     if same:
         then = bundle.manifest.get("latency") or {}
-        known = f", {then['p50_ms']:.3g} ms when the baseline was made" if then and here == there else ""
+        p50_then = then.get("p50_ms")
+        known = f", {p50_then:.3g} ms when the baseline was made" if p50_then and here == there else ""
         return Item("latency_ratio", "passed", f"the baseline itself: {p50_ms:.3g} ms{known}", 1.0, MAX_LATENCY_RATIO)
     ordered = sorted(ratios)
     value, lo, hi = ordered[len(ordered) // 2], ordered[1], ordered[-2]
@@ -1257,7 +1340,7 @@ def update_bundle(folder: Path, model: Path | None = None) -> list[str]:
         same = describe_model(fresh / MODEL)["sha256"] == before["model"]["sha256"]
         kept = before if same else {**before, "metrics": [], "config": None, "latency": None}
         event = {"since": before["since"], "sha256": before["model"]["sha256"]}
-        write_baseline(fresh, {**kept, "history": [*before.get("history", ()), event]}, samples)
+        write_baseline(fresh, {**kept, "history": [*(before.get("history") or ()), event]}, samples)
         folder.rename(old)
         try:
             fresh.rename(folder)
@@ -1385,7 +1468,7 @@ def to_sarif(result: Result) -> str:
             "locations": [
                 {
                     "physicalLocation": {
-                        "artifactLocation": {"uri": quote(_about(result, item))},
+                        "artifactLocation": {"uri": quote(_about(result, item), errors="replace")},
                         "region": {"startLine": 1},
                     }
                 }
@@ -1432,9 +1515,7 @@ def run_check(
         if update:
             changes = update_bundle(folder, model)
             said = json.dumps({"updated": str(folder), "changes": changes}, indent=2) if as_json else ""
-            sys.stdout.write(
-                f"{said}\n" if said else "\n".join([f"updated  {folder}", *map("  {}".format, changes)]) + "\n"
-            )
+            _say(said or "\n".join([f"updated  {folder}", *map("  {}".format, changes)]))
             return 0
         result = check_bundle(folder, model, latency=latency, behaviour_only=behaviour_only)
         for path, text in ((junit, to_junit), (sarif, to_sarif)):
@@ -1444,12 +1525,19 @@ def run_check(
         e = error if isinstance(error, BundleError) else _unwritable(error)
         if as_json:
             told = {name: getattr(e, name) for name in ("what", "where", "got", "want", "fix")}
-            sys.stdout.write(json.dumps({"error": {"kind": "BundleError", **told}}, indent=2) + "\n")
-        sys.stderr.write(f"error: {e}\n")
+            _say(json.dumps({"error": {"kind": "BundleError", **told}}, indent=2))
+        _say(f"error: {e}", sys.stderr)
         return e.exit_code
     if as_json or not quiet:
-        sys.stdout.write(to_json(result) if as_json else to_text(result))
+        _say(to_json(result) if as_json else to_text(result))
     return result.exit_code
+
+
+def _say(text: str, stream: Any = None) -> None:
+    """Print, with what the terminal has no character for written as its number: a tensor may be called anything."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _unwritable(error: OSError) -> BundleError:

@@ -125,8 +125,9 @@ def test_the_recipe_with_a_budget_runs(tmp_path: Path) -> None:
         "stages[2].teacher.train.epochs": 1,
         "budget.max_accuracy_drop": 1.0,
         "budget.max_trials": 2,
-        "budget.families": "[static]",
-        "budget.vary": "{model.args.width: [8, 16], 'stages[1].pruning_ratio': [0.0, 0.35]}",
+        "budget.families": "[fp16]",
+        "budget.max_size": "30 kB",
+        "budget.vary": "{model.args.width: [8, 16], 'stages[1].pruning_ratio': [0.35]}",
         "targets[0].latency_seconds": 0.2,
     }
     settings = [text for path, value in tiny.items() for text in ("--set", f"{path}={value}")]

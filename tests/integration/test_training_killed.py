@@ -19,7 +19,7 @@ data:
   evaluation: {npz: data.npz, split: test, metric: top1}
 stages:
   - kind: finetune
-    epochs: 30
+    epochs: 14
     batch_size: 8
     ema_decay: 0.9
     early_stopping: {patience: 300}
@@ -29,10 +29,10 @@ variants: {fp32: []}
 targets: [{latency_seconds: 0.05}]
 """
 # 160 samples, and 16 where they are those of the calibration; of both a tenth is held out.
-STEPS = {"labels": 30 * 18, "quantization": 240 * 2}
+STEPS = {"labels": 14 * 18, "quantization": 120 * 2}
 SIMULATED = CONFIG.replace(
     "  evaluation:", "  calibration: {npz: data.npz, split: calibration}\n  evaluation:"
-).replace("    epochs: 30\n", "    epochs: 240\n    simulate: {kind: quantize_static}\n")
+).replace("    epochs: 14\n", "    epochs: 120\n    simulate: {kind: quantize_static}\n")
 
 
 def _project(folder: Path, what: str) -> Path:
