@@ -962,7 +962,6 @@ def _tolerance(
     sound = [gap for gap in seen if gap.flaw is None]
     noise = max((gap.max_abs for gap in sound), default=0.0)
     noise_l2 = max((gap.relative_l2 for gap in sound), default=0.0)
-    has_size = math.isfinite(noise_l2)  # no distance is relative to outputs that are all zero
     if golden[0].dtype.kind != "f":
         values = max(1, sum(array.size for array in golden))
         return {
@@ -985,9 +984,10 @@ def _tolerance(
     tiny = float(np.finfo(np.float32).tiny) ** 0.5
     return {
         "max_abs": max(NOISE_FACTOR * noise, limit, tiny),
-        "relative_l2": max(NOISE_FACTOR * noise_l2, limit_l2, tiny) if has_size else None,
+        # Nothing is relative to outputs that are all zero: the least noise would be infinitely far.
+        "relative_l2": max(NOISE_FACTOR * noise_l2, limit_l2, tiny) if rms else None,
         "learned_max_abs": noise,
-        "learned_relative_l2": noise_l2 if has_size else None,
+        "learned_relative_l2": noise_l2 if rms else None,
         "ranks_classes": ranks_classes(golden[0]),
         "rule": f"the larger of {NOISE_FACTOR:g} times what was seen and {rule}",
     }

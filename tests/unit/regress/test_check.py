@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -264,6 +265,82 @@ def test_a_signed_manifest_that_lacks_a_part_is_an_error_of_the_users(bundle: Pa
     """Exit code 2 and not a traceback, whatever the signature says."""
     sign(bundle, lambda manifest: manifest.pop(part))
     assert main([str(bundle)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("tolerances", "y", "max_abs"), "1", "manifest.tolerances.y.max_abs is missing, or no number"),
+        (("tolerances", "y", "max_abs"), float("nan"), "NaN is no number that a manifest can hold"),
+        (("tolerances", "y", "max_abs"), 10**400, "is no number that a manifest can hold"),
+        (("tolerances", "y", "ranks_classes"), 1, "no true or false"),
+        (("model", "size_bytes"), True, "manifest.model.size_bytes is missing, or no whole number"),
+        (("model", "size_bytes"), 2**70, "manifest.model.size_bytes is missing, or no whole number"),
+        (("model", "opsets"), [], "manifest.model.opsets is no object"),
+        (("model", "external"), {}, "manifest.model.external is no list"),
+        (("model", "external"), ["w\0"], "no file is called 'w\\x00'"),
+        (("model", "weights"), [["w1"]], "no pairs of name and digest"),
+        (("session", "threads"), 10**6, "session.threads is not between 0 and 1024"),
+        (("session", "optimization"), "most", "session.optimization is no level"),
+        (("golden", "n_samples"), 0, "golden.n_samples is less than one"),
+        (("schema",), "1", "manifest.schema is missing, or no whole number"),
+        (("since",), None, "manifest.since is missing, or no text"),
+    ],
+)
+def test_a_signed_manifest_says_where_it_is_not_as_it_should_be(
+    bundle: Path, place: tuple[str, ...], value: Any, said: str
+) -> None:
+    """Exit code 2, and the field by its name: of another type, beyond measure, or without meaning."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        inner = manifest
+        for name in place[:-1]:
+            inner = inner[name]
+        inner[place[-1]] = value
+
+    sign(bundle, change)
+    with pytest.raises(BundleError) as e:
+        check_bundle(bundle)
+    assert said in e.value.what
+    assert main([str(bundle)]) == 2
+
+
+def test_classes_that_the_golden_outputs_do_not_have_are_a_failed_item(tmp_path: Path) -> None:
+    """A manifest that says so is forged; the other items still have their verdict."""
+    nodes = [onnx.helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)]
+    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", ["N", 4]), ("y", []))]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    folder = write_bundle(tmp_path / "b", model)
+    sign(folder, lambda manifest: manifest["tolerances"]["y"].update(ranks_classes=True))
+    assert failed(check_bundle(folder)) == {"top1_agreement y"}
+
+
+def test_outputs_that_are_all_zero_have_no_relative_distance(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another level of optimization gives a little noise instead, the manifest stays JSON."""
+    model, own, calls = changed(bundle, scale(0.0)), check_module.run_samples, iter(range(100))
+
+    def noisy(session: Any, samples: Any) -> list[dict[str, Any]]:
+        noise = np.float32(1e-6 if next(calls) == 2 else 0)
+        return [{name: np.zeros_like(array) + noise for name, array in row.items()} for row in own(session, samples)]
+
+    monkeypatch.setattr(check_module, "run_samples", noisy)
+    _, tolerances = check_module.learn_tolerances(
+        model, SESSION, describe_model(model), [{"x": np.zeros((1, 3, 16, 16), np.float32)}]
+    )
+    assert tolerances["y"]["relative_l2"] is None
+    assert tolerances["y"]["max_abs"] == pytest.approx(4e-6)
+    json.dumps(tolerances, allow_nan=False)
+
+
+def test_names_that_a_terminal_cannot_show_are_no_bug(bundle: Path) -> None:
+    """A tensor may be called anything; what the stream has no character for is written as its number."""
+    sign(bundle, lambda manifest: manifest["files"].update({"größe": {"sha256": "0", "size_bytes": 1}}))
+    command = [sys.executable, str(bundle / "check.py")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert r"gr\xf6\xdfe is missing" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '{"digest": "x"}', "\x00"])
