@@ -52,7 +52,7 @@ def test(more: list[str]) -> int:
     if more:
         return run("-m", "pytest", *more)
     workers = str(max(1, min(4, os.cpu_count() or 1)))
-    return run("-m", "pytest", "-n", workers, "--dist", "worksteal", "-m", "not serial") or run(
+    return run("-m", "pytest", "-n", workers, "--dist", "worksteal", "-m", "not serial", threads="1") or run(
         "-m", "pytest", "-m", "serial"
     )
 
@@ -119,10 +119,11 @@ def make_environment() -> None:
     venv.create(VENV, with_pip=True, clear=True)
 
 
-def run(*arguments: str) -> int:
-    """Run the environment's Python in the repository's root."""
+def run(*arguments: str, threads: str | None = None) -> int:
+    """Run the environment's Python in the repository's root; ``threads`` of each process where many run at once."""
     print("$ python", *arguments, flush=True)
-    return subprocess.run([PYTHON, *arguments], check=False, cwd=ROOT).returncode
+    surroundings = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {})}
+    return subprocess.run([PYTHON, *arguments], check=False, cwd=ROOT, env=surroundings).returncode
 
 
 if __name__ == "__main__":
