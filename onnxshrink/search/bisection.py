@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from onnxshrink.config.base import fingerprint
@@ -13,7 +14,7 @@ from onnxshrink.config.data import Data, DataRoles, NpzData
 from onnxshrink.config.gates import Target
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.run_folder import require_own
@@ -130,7 +131,9 @@ def bisect_run(
         measure = measure_of(memo, way, limit, data, data_key=key, seed=config.seed, events=told)
         found = _searched(f"{name}, {next(iter(config.variants))}", way, limit, measure)
         files = write_neighbours(way, found.search.first, runs / name)
-        return replace(found, files=files, advice=(*found.advice, *explain_command(files, data)))
+        broke = found.search.broke
+        explained = explain_command(files, data) if broke is not None and broke.runs else ()
+        return replace(found, files=files, advice=(*found.advice, *explained))
 
 
 def bisect_files(
@@ -158,7 +161,8 @@ def bisect_files(
 
     Raises:
         ConfigError: A file is not there.
-        ShrinkError: The models or the samples do not fit each other.
+        ShrinkError: The reference cannot be used, or the models or the samples do not fit each other. A candidate that
+            is no model, or one that ONNX Runtime does not load, breaks every limit.
     """
     for name, file in (("reference", reference), ("candidate", candidate), ("data", data)):
         if not file.is_file():
@@ -169,13 +173,17 @@ def bisect_files(
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
         memo = Memo(Store(Path(folder)), DataRoles(evaluation=samples), 0, events or Silent())
         source = memo.open(OnnxSource(onnx=reference), "reference")
-        model = memo.open(OnnxSource(onnx=candidate), "candidate")
-        steps = (Checkpoint("graph", lambda: model, Runtime()), *session_steps(model, target or Target()))
-        way = Way(source, str(reference), steps)
+        graph = Checkpoint("graph", partial(memo.open, OnnxSource(onnx=candidate), "candidate"), Runtime())
+        try:
+            sessions = session_steps(graph.make(), target or Target())
+        except ModelError:
+            sessions = []
+        way = Way(source, str(reference), (graph, *sessions))
         key, told = memo.data_key("evaluation"), events or Silent()
         measure = measure_of(memo, way, limit, samples, data_key=key, seed=0, events=told)
         found = _searched(str(candidate), way, limit, measure)
-    if found.search.first == 0:
+    broke = found.search.broke
+    if broke is not None and broke.step == 0 and broke.runs:
         return replace(found, advice=(f"onnxshrink explain {reference} {candidate} --data {data}",))
     return found
 
@@ -228,10 +236,10 @@ def _search(steps: Sequence[Checkpoint], measure: Measure) -> Search:
 def _optimizer_steps(step: Checkpoint, before: Runtime) -> list[Checkpoint]:
     """The session of ``step`` without the optimizers that do not act ``before`` it, then with one more of them each.
 
-    Elsewhere than on the CPU none is told apart.
+    Elsewhere than on the CPU none is told apart, nor where the session cannot be opened.
     """
     runtime, path, new = step.runtime, step.make().model_path, list[str]()
-    if runtime.target.provider == "cpu":
+    if runtime.target.provider == "cpu" and not runtime.refuses(step.make()):
         old = applied_optimizers(path, before.optimization)
         new = [name for name in applied_optimizers(path, runtime.optimization) if name not in old]
     return [

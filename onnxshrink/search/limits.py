@@ -57,9 +57,10 @@ class Check:
         step: Its place among the steps, from 0.
         name: Its name.
         value: The limit's metric; None where it is not finite, and the note says why.
-        is_broken: Whether the limit is not kept.
+        is_broken: Whether the limit is not kept, or there is no model, or one that ONNX Runtime does not load.
         output: The worst output, for drift.
         note: What else there is to say of the value.
+        runs: False where there was nothing to measure, and the note says why.
     """
 
     step: int
@@ -68,6 +69,7 @@ class Check:
     is_broken: bool
     output: str | None = None
     note: str | None = None
+    runs: bool = True
 
 
 Measure: TypeAlias = Callable[[int, Checkpoint], Check]
@@ -107,7 +109,8 @@ def limit_of(
 def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any, seed: int, events: Events) -> Measure:
     """What measures a checkpoint; the store keeps what was measured, whatever the limit is.
 
-    A step that cannot make its model breaks every limit.
+    A step that cannot make its model, or makes one that ONNX Runtime does not load, breaks every limit. Where the
+    reference is not loaded either, that is an error and no step's doing.
     """
 
     def key(model: Artifact, runtime: Runtime) -> Facts:
@@ -152,7 +155,22 @@ def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any,
         try:
             model = at.make()
         except (ModelError, ParityError) as e:
-            return Check(step, at.name, None, is_broken=True, note=f"no model: {e.what}")
-        return drop(step, at, model) if limit.metric == "accuracy_drop" else deviation(step, at, model)
+            return Check(step, at.name, None, is_broken=True, note=f"no model: {e.what}", runs=False)
+        try:
+            return drop(step, at, model) if limit.metric == "accuracy_drop" else deviation(step, at, model)
+        except ModelError as e:
+            return _refused(step, at, model, way.reference, e)
 
     return measure
+
+
+def _refused(step: int, at: Checkpoint, model: Artifact, reference: Artifact, error: ModelError) -> Check:
+    """The check of a model that ONNX Runtime does not load.
+
+    Raises:
+        ModelError: ``error``, where ONNX Runtime loads the model, or not even the reference.
+    """
+    reason = at.runtime.refuses(model)
+    if reason is None or (reference.kind == "onnx" and Runtime().refuses(reference)):
+        raise error
+    return Check(step, at.name, None, is_broken=True, note=f"no session: {reason}", runs=False)

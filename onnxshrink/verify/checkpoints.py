@@ -45,6 +45,14 @@ class Runtime:
         path, target = model.model_path, self.target
         return Session(path, target, optimization=self.optimization, without=self.without, like=like)
 
+    def refuses(self, model: Artifact) -> str | None:
+        """Why ONNX Runtime does not load ``model`` so, in its words; None where it does."""
+        try:
+            self.open(model)
+        except ModelError as e:
+            return e.what
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Deviation:

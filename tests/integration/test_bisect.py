@@ -19,9 +19,12 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from onnxshrink.cli import app
+from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.errors import ModelError, ProviderError
+from onnxshrink.runtime.session import Session
 from onnxshrink.stages import optimize
 from onnxshrink.stages.passes import Pass
+from onnxshrink.verify.checkpoints import Runtime
 
 CONFIG = """\
 model: {onnx: model.onnx}
@@ -207,6 +210,77 @@ def test_a_stage_that_cannot_make_its_model_is_the_step_that_broke(
     assert set(document["files"]) == {"before"}
     shown = " ".join(invoke(project, "--variant", "int8", *limit).stdout.split())
     assert "int8/quantize_static broke the limit: no model: this network has a node of no known kind" in shown
+
+
+def unloadable(path: Path) -> onnx.ModelProto:
+    """A model that onnx.checker accepts, with an operator of a domain that ONNX Runtime does not know."""
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "Clip")
+    node.op_type, node.domain = "Frobnicate", "acme"
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    return model
+
+
+NO_SESSION = "no session: ONNX Runtime has no operator acme:Frobnicate"
+
+
+@pytest.mark.parametrize("limit", [("--min-sqnr-db", "20"), ("--max-accuracy-drop", "0.5")])
+def test_a_stage_whose_model_does_not_load_is_the_step_that_broke(
+    project: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, str]
+) -> None:
+    """It is the first of all that do not load; both models are left, and no command that would have to run them."""
+
+    def frobnicate(_: Any, source: Artifact, out: Path, __: Any) -> dict[str, Any]:
+        onnx.save(unloadable(source.model_path), out / "model.onnx")
+        return {}
+
+    monkeypatch.setattr("onnxshrink.stages.to_fp16.to_fp16", frobnicate)
+    document = search(project, "--variant", "fp16", *limit)
+    assert first(document) == "fp16/to_fp16"
+    assert document["search"]["steps"][-1] == "session at all"
+    assert {check["note"] for check in document["search"]["checks"] if check["is_broken"]} == {NO_SESSION}
+    assert not any(check["runs"] for check in document["search"]["checks"] if check["is_broken"])
+    assert set(document["files"]) == {"before", "after"}
+    assert document["advice"] == []
+    shown = " ".join(invoke(project, "--variant", "fp16", *limit).stdout.split())
+    assert f"fp16/to_fp16 broke the limit: {NO_SESSION}." in shown
+
+
+def test_a_candidate_that_does_not_load_is_broken_and_a_reference_is_a_mistake(project: Path) -> None:
+    """Exit status 1 and the graph as the step that broke; 2 where nothing can be measured against."""
+    good, bad, junk = project / "model.onnx", project / "bad.onnx", project / "junk.onnx"
+    onnx.save(unloadable(good), bad)
+    junk.write_bytes(good.read_bytes()[:500])
+    options = ["--data", str(project / "test.npz"), "--min-sqnr-db", "20", "--json"]
+    for candidate, why in ((bad, NO_SESSION), (junk, "no model: the file cannot be read")):
+        found = CliRunner().invoke(app, ["bisect", str(good), str(candidate), *options], standalone_mode=False)
+        assert found.return_value == 1, found.exception
+        document = json.loads(found.stdout)
+        assert first(document) == "graph"
+        assert document["search"]["checks"][-1]["note"].startswith(why)
+        assert document["advice"] == []
+    for candidate in (good, bad):
+        refused = CliRunner().invoke(app, ["bisect", str(bad), str(candidate), *options], standalone_mode=False)
+        assert isinstance(refused.exception, ModelError)
+        assert refused.exception.exit_code == 2
+
+
+def test_a_level_at_which_the_model_does_not_load_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph itself is sound: the level is named, the one below it advised, and no optimizer accused."""
+    open_ = Runtime.open
+
+    def refuse(runtime: Runtime, model: Artifact, **like: Any) -> Session:
+        if runtime.optimization in {"extended", "all"}:
+            raise ModelError("ONNX Runtime has no kernel on this provider for FusedConv")
+        return open_(runtime, model, **like)
+
+    monkeypatch.setattr(Runtime, "open", refuse)
+    document = search(project, "--variant", "fp32", "--min-sqnr-db", "20")
+    assert first(document) == "session at extended"
+    assert document["optimizers"] is None
+    assert document["advice"] == [
+        "options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC, and time it again"
+    ]
 
 
 def test_options_that_mean_nothing_are_refused(project: Path) -> None:
