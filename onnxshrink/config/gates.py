@@ -43,7 +43,8 @@ class Target(Model):
     copies: Literal["included", "excluded"] = "excluded"
     """Whether latency on CUDA has the copies between host and device in it; on the CPU there are none."""
     startup: bool = False
-    """Measure load time, first run and peak memory as well, in six fresh processes of each model: some seconds."""
+    """Measure load time, first run and peak memory as well, in six fresh processes of each model: some seconds. On CUDA
+    and TensorRT what is held on the GPU, too, where ``onnxshrink[cuda]`` is installed."""
     batch: int = Field(default=1, gt=0)
     """Samples per inference while latency is measured."""
     latency: bool = True

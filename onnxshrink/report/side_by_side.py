@@ -81,6 +81,7 @@ def _figures(rows: tuple[Candidate, Candidate], runs: tuple[Report, Report], tar
         ("size", "size_bytes"), ("compressed", "compressed_bytes"), (metric or "", metric or ""),
         ("accuracy drop", "accuracy_drop"), ("latency ratio", "latency_ratio"), ("median latency", "latency_p50_ms"),
         ("integer share", "integer_coverage"), ("MACs", "macs"), ("peak memory", "peak_memory_bytes"),
+        ("peak GPU memory", "peak_device_memory_bytes"),
     )  # fmt: skip
     pairs = [(title, on(row, name, target), on(their, name, target)) for title, name in names if name]
     pairs.insert(4, ("lowest SQNR", worst_sqnr(row, target), worst_sqnr(their, target)))

@@ -1,4 +1,4 @@
-"""What a model costs before its second inference: load time, first run and peak memory, each in a fresh process.
+"""What a model costs before it is warm: load time, first run and peak memory, each in a fresh process.
 
 An application that starts pays for what a warm process has long forgotten, so each figure is that of a process of its
 own, see `onnxshrink.verify.startup_probe`; reference and candidate take turns.
@@ -19,19 +19,22 @@ import numpy as np
 
 from onnxshrink.config.gates import Target
 from onnxshrink.core.artifact import Artifact
+from onnxshrink.core.device_memory import gpu_uuid
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.report import Metric
 from onnxshrink.core.tensors import Batch, TensorSpec
-from onnxshrink.runtime.providers import CPU, find_provider, provider_options
+from onnxshrink.runtime.providers import CPU, find_provider, memory_of, provider_options
 from onnxshrink.runtime.session import LEVELS, Session
 
-Figures: TypeAlias = dict[str, list[float | None]]
-"""Name of a figure to its value in each process."""
+Figures: TypeAlias = dict[str, list[Any]]
+"""Name of a figure to its value in each process, None where it is not known; ``device_memory_note`` has texts."""
 
 PROCESSES = 6
 """Of each model. The median lies between the least and the most of six with a probability of 1 - 2 / 2**6 = 96.9%."""
 
 _UNITS = {"load_ms": "ms", "first_run_ms": "ms", "peak_memory_bytes": "bytes"}
+_GPU_UNITS = {"device_memory_bytes": "bytes", "peak_device_memory_bytes": "bytes"}
+_NOTE = "device_memory_note"
 _NO_PLUGINS = "not measured: the provider comes as a plugin"
 _NO_MEMORY = "this system does not tell the memory of a process"
 
@@ -43,6 +46,8 @@ def measure_startup(
 
     Files are in the system's cache by then. Memory is what the process grew by at most, over the one that has loaded
     ONNX Runtime and the inputs: weights, ONNX Runtime's copies and arenas, outputs; on the host, whatever the provider.
+    Where that is CUDA or TensorRT, what the process holds on the GPU is told beside it, after the session is loaded and
+    at most after its first runs: CUDA's context and the kernels that were loaded are in it.
 
     Args:
         artifact: The model, kind ``onnx``.
@@ -52,8 +57,10 @@ def measure_startup(
         specs: What they are called, see `Session`.
 
     Returns:
-        ``load_ms``, ``first_run_ms``, ``peak_memory_bytes`` and the same with ``reference_``: medians over processes,
-        from the least to the most of them; and every process's figures by model, plain JSON.
+        ``load_ms``, ``first_run_ms``, ``peak_memory_bytes``, on a GPU ``device_memory_bytes`` and
+        ``peak_device_memory_bytes``, and the same with ``reference_``: medians over processes, from the least to the
+        most of them; and every process's figures by model, plain JSON. Of a GPU these have ``device_memory_note``:
+        where each process's figures come from, see `onnxshrink.core.device_memory`, or why there are none.
 
     Raises:
         ModelError: A process failed; the message is its last line.
@@ -62,10 +69,10 @@ def measure_startup(
     """
     if find_provider(target).devices:
         return tuple(
-            Metric(name, None, unit, target=target.name, note=_NO_PLUGINS) for name, unit in _UNITS.items()
+            Metric(name, None, unit, target=target.name, note=_NO_PLUGINS) for name, unit in units_of(target).items()
         ), {}
     models = {"candidate": artifact} | ({} if artifact.digest == reference.digest else {"reference": reference})
-    figures: dict[str, Figures] = {name: {figure: [] for figure in _UNITS} for name in models}
+    figures: dict[str, Figures] = {name: {} for name in models}
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             name: probe_settings(model.model_path, target, batch, specs, Path(folder)) for name, model in models.items()
@@ -73,14 +80,31 @@ def measure_startup(
         for turn in range(PROCESSES):
             for name in sorted(models, reverse=bool(turn % 2)):
                 for figure, value in probe(settings[name], where=str(models[name].path)).items():
-                    figures[name][figure].append(value)
+                    figures[name].setdefault(figure, []).append(value)
     figures.setdefault("reference", figures["candidate"])
-    metrics = [
-        _metric(prefix + figure, figures[name][figure], unit, target)
+    return startup_metrics(figures, target), figures
+
+
+def units_of(target: Target) -> dict[str, str]:
+    """What is measured on a target, and its unit: what is held on a GPU, where CUDA's tensors lie."""
+    return _UNITS | (_GPU_UNITS if gpu_of(target) is not None else {})
+
+
+def gpu_of(target: Target) -> int | None:
+    """CUDA's number of the GPU that a target computes on; None of any other provider."""
+    memory, device_id = memory_of(target)
+    return device_id if memory == "cuda" else None
+
+
+def startup_metrics(figures: Mapping[str, Figures], target: Target) -> tuple[Metric, ...]:
+    """The metrics of `measure_startup` from every process's figures, by ``candidate`` and ``reference``."""
+    return tuple(
+        _metric(
+            prefix + figure, figures[name][figure], unit, target, figures[name][_NOTE] if figure in _GPU_UNITS else []
+        )
         for name, prefix in (("candidate", ""), ("reference", "reference_"))
-        for figure, unit in _UNITS.items()
-    ]
-    return tuple(metrics), figures
+        for figure, unit in units_of(target).items()
+    )
 
 
 def probe_settings(
@@ -102,7 +126,7 @@ def probe_settings(
         folder: Where the inputs are written for the probe.
         config: Session config entries besides the target's.
     """
-    provider = find_provider(target)
+    provider, gpu = find_provider(target), gpu_of(target)
     session = Session(model, target, like=specs)
     inputs = Path(tempfile.mkdtemp(dir=folder)) / "inputs.npz"
     arrays: dict[str, Any] = dict(session.interface.feed(batch, where=str(model)))
@@ -115,11 +139,12 @@ def probe_settings(
         "level": int(LEVELS[target.optimization]),
         "config": {"session.intra_op.allow_spinning": str(int(target.spinning)), **(config or {})},
         "affinity": list(target.affinity) if target.affinity else None,
+        "gpu": None if gpu is None else gpu_uuid(gpu),
     }
 
 
-def probe(settings: dict[str, Any], *, where: str) -> dict[str, float | None]:
-    """The figures of one process.
+def probe(settings: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """The figures of one process, see `onnxshrink.verify.startup_probe.main`.
 
     Raises:
         ModelError: It failed; the message is its last line.
@@ -135,13 +160,15 @@ def probe(settings: dict[str, Any], *, where: str) -> dict[str, float | None]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
         raise ModelError(f"the model cannot be started in a process of its own: {lines[-1]}", where=where)
-    figures: dict[str, float | None] = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
 
-def _metric(name: str, values: list[float | None], unit: str, target: Target) -> Metric:
+def _metric(name: str, values: list[float | None], unit: str, target: Target, notes: list[str]) -> Metric:
+    """A figure over the processes. ``notes``, one for each, say where it comes from, or why it is not known."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return Metric(name, None, unit, target=target.name, note=_NO_MEMORY)
-    note = f"median, least and most of {len(values)} fresh processes"
+        why = f"not measured: {notes[values.index(None)]}" if notes else _NO_MEMORY
+        return Metric(name, None, unit, target=target.name, note=why)
+    note = "; ".join([f"median, least and most of {len(values)} fresh processes", *dict.fromkeys(notes)])
     return Metric(name, float(np.median(known)), unit, min(known), max(known), target=target.name, note=note)

@@ -15,17 +15,19 @@ import numpy as np
 import onnx
 import pytest
 from encoder_models import encoder
-from onnx_models import cnn, samples_of
+from onnx_models import cnn, model_of, samples_of
 
 import onnxshrink as package
 from onnxshrink.config.gates import Target
 from onnxshrink.config.load import load_config, validate
+from onnxshrink.core.artifact import Artifact, digest_folder
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.report import Candidate
 from onnxshrink.core.tensors import Batch
 from onnxshrink.pipeline import run
 from onnxshrink.runtime.providers import memory_of
 from onnxshrink.runtime.session import Session
+from onnxshrink.verify.startup import measure_startup
 
 RECIPE = Path(package.__file__).parent / "recipes" / "digits.yaml"
 LITE0 = """
@@ -174,6 +176,35 @@ def test_efficientnet_runs_beside_the_cpu(tmp_path: Path, other: Other) -> None:
     agrees(rows["fp32"], other, min_db=60.0)
     agrees(rows["fp32"], other, min_db=60.0)
     agrees(rows["fp16"], other, min_db=30.0)
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_more_weights_hold_more_of_the_gpu(tmp_path: Path) -> None:
+    """At least by what the weights take; the peak is no less than what the loaded session holds."""
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py: pip install onnxshrink[cuda]")
+    n_bytes = 64 << 20
+    models = {name: linear(tmp_path / name, n) for name, n in (("big", n_bytes), ("small", 1 << 16))}
+    specs = Session(models["small"].model_path).inputs
+    batch = {"x": np.ones((1, 64), np.float32)}
+    metrics, figures = measure_startup(models["big"], models["small"], Target(provider="cuda"), batch, specs)
+    for figure in ("device_memory_bytes", "peak_device_memory_bytes"):
+        assert None not in figures["candidate"][figure], figures["candidate"]["device_memory_note"]
+        more = np.median(figures["candidate"][figure]) - np.median(figures["reference"][figure])
+        assert more > 0.9 * n_bytes  # arenas grow by steps of their own
+    for loaded, peak in zip(*(figures["candidate"][f"{p}device_memory_bytes"] for p in ("", "peak_")), strict=True):
+        assert 0 < loaded <= peak
+    names = [metric.name for metric in metrics if metric.value is not None]
+    assert {"device_memory_bytes", "reference_peak_device_memory_bytes"} <= set(names)
+
+
+def linear(folder: Path, n_bytes: int) -> Artifact:
+    """``x @ w`` with so many bytes of weights."""
+    weights = np.ones((64, n_bytes // 256), np.float32)
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    folder.mkdir()
+    onnx.save(model_of(nodes, {"x": ["N", 64]}, {"y": ["N", weights.shape[1]]}, {"w": weights}), folder / "model.onnx")
+    return Artifact("onnx", folder, digest_folder(folder))
 
 
 def test_static_int8_is_refused_for_cuda_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

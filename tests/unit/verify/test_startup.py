@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxshrink.config.gates import Gates, Target
 from onnxshrink.core.artifact import Artifact, digest_folder
+from onnxshrink.core.device_memory import NOT_INSTALLED, OF_DEVICE, OF_PROCESS, SHRUNK, UNNUMBERED
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.report import Metric
 from onnxshrink.runtime.graph import input_specs, load_model
@@ -95,6 +97,69 @@ def test_no_memory_figure_is_no_zero(tmp_path: Path, monkeypatch: pytest.MonkeyP
     memory = next(metric for metric in metrics if metric.name == "peak_memory_bytes")
     assert (memory.value, memory.lo) == (None, None)
     assert "does not tell" in memory.note
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu"),
+    [
+        ({}, None),
+        ({"provider": "openvino", "options": {"device_type": "GPU"}}, None),
+        ({"provider": "directml", "options": {"device_id": 1}}, None),
+        ({"provider": "cuda"}, 0),
+        ({"provider": "cuda", "options": {"device_id": "2"}}, 2),
+        ({"provider": "tensorrt", "options": {"device_id": 1}}, 1),
+    ],
+)
+def test_the_gpu_that_is_looked_at_is_the_targets(settings: dict[str, Any], gpu: int | None) -> None:
+    """NVML knows those of CUDA, and elsewhere no figure of it is announced."""
+    assert startup.gpu_of(Target(**settings)) == gpu
+    assert ("device_memory_bytes" in startup.units_of(Target(**settings))) is (gpu is not None)
+
+
+def processes(held: list[int | None], notes: list[str]) -> startup.Figures:
+    """Figures of a model's processes, with what they hold on a GPU."""
+    times = {name: [1.0] * len(held) for name in startup._UNITS}
+    peaks = [None if one is None else one + 7 for one in held]
+    return {**times, "device_memory_bytes": held, "peak_device_memory_bytes": peaks, "device_memory_note": notes}
+
+
+def test_memory_of_the_gpu_is_the_median_over_processes() -> None:
+    """Of the model and of its reference, after loading and at most, with the source in the note."""
+    own, ref = processes([30, 10, 20], [OF_PROCESS] * 3), processes([5, 5, 5], [OF_DEVICE, OF_DEVICE, OF_PROCESS])
+    metrics = startup.startup_metrics({"candidate": own, "reference": ref}, Target(provider="cuda"))
+    found = {metric.name: metric for metric in metrics}
+    assert len(found) == 10
+    held, peak = found["device_memory_bytes"], found["peak_device_memory_bytes"]
+    assert (held.value, held.lo, held.hi, held.unit, held.target) == (20, 10, 30, "bytes", "cuda")
+    assert (peak.value, peak.lo, peak.hi) == (27, 17, 37)
+    assert held.note == f"median, least and most of 3 fresh processes; {OF_PROCESS}"
+    assert found["reference_device_memory_bytes"].note.endswith(f"; {OF_DEVICE}; {OF_PROCESS}")
+    assert found["load_ms"].note == "median, least and most of 3 fresh processes"
+
+
+def test_memory_of_a_gpu_that_is_not_known_is_no_number() -> None:
+    """In one process as in all: the note is that process's own reason, and the figures of the host stay."""
+    own = processes([30, None, 20], [OF_PROCESS, SHRUNK, OF_PROCESS])
+    ref = processes([None] * 3, [NOT_INSTALLED] * 3)
+    metrics = startup.startup_metrics({"candidate": own, "reference": ref}, Target(provider="tensorrt"))
+    found = {metric.name: metric for metric in metrics}
+    for name, why in (("", SHRUNK), ("reference_", NOT_INSTALLED)):
+        for figure in ("device_memory_bytes", "peak_device_memory_bytes"):
+            metric = found[name + figure]
+            assert (metric.value, metric.lo, metric.hi, metric.note) == (None, None, None, f"not measured: {why}")
+        assert found[f"{name}peak_memory_bytes"].value == 1.0
+
+
+def test_a_probe_whose_gpu_cannot_be_looked_at_still_times_the_start(tmp_path: Path) -> None:
+    """The reason stands in place of the figures; a target without a GPU has neither."""
+    model = artifact(tmp_path / "m", 8)
+    specs = input_specs(load_model(model.model_path))
+    settings = startup.probe_settings(model.model_path, Target(), BATCH, specs, tmp_path)
+    assert set(startup.probe(settings, where="m")) == set(startup._UNITS)
+    told = startup.probe({**settings, "gpu": ""}, where="m")
+    assert told["device_memory_bytes"] is told["peak_device_memory_bytes"] is None
+    assert told["device_memory_note"] in {NOT_INSTALLED, UNNUMBERED}
+    assert told["load_ms"] > 0
 
 
 def test_a_process_that_fails_is_told(tmp_path: Path) -> None:
