@@ -90,8 +90,9 @@ def _figures(rows: tuple[Candidate, Candidate], runs: tuple[Report, Report], tar
         for title, ours, theirs in pairs
         if ours or theirs
     ]
-    file = (text(row.digest[:12], "code"), text(their.digest[:12], "code"))
-    cells.append((text("sha256"), *file, text("the same" if row.digest == their.digest else "another file")))
+    if row.digest and their.digest:
+        file = (text(row.digest[:12], "code"), text(their.digest[:12], "code"))
+        cells.append((text("sha256"), *file, text("the same" if row.digest == their.digest else "another file")))
     where = f" on {target}" if target else ""
     return Table(f"{what}{where}", ("figure", *map(name_of, runs), "difference"), tuple(cells))
 

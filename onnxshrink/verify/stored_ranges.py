@@ -18,6 +18,7 @@ from onnxshrink.calibration.histogram import equal_edges, histogram
 from onnxshrink.calibration.squared_error import SquaredError
 from onnxshrink.calibration.statistics import MAGNITUDE_EDGES, TensorStatistics
 from onnxshrink.core.tensors import Array
+from onnxshrink.verify.macs import attribute
 
 MAX_TENSORS = 24
 """Tensors that a report shows of one model, the worst first."""
@@ -103,7 +104,10 @@ def range_details(
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[Stored]:
-    """The 8-bit tensors at a scale and a zero point, in QDQ and in QOperator form, in the order of the graph."""
+    """The 8-bit tensors at a scale and a zero point, in QDQ and in QOperator form, in the order of the graph.
+
+    Tensors whose scales are those of blocks are left out.
+    """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     widened = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
@@ -114,7 +118,7 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[Stored]:
             continue
         scale = numpy_helper.to_array(constants[scale_name]).astype(np.float64).squeeze()
         zero = np.asarray(numpy_helper.to_array(constants[zero_name]) if zero_name else np.zeros((), np.int8))
-        if scale.ndim > 1 or not scale.size:
+        if scale.ndim > 1 or not scale.size or attribute(node, "block_size", 0):
             continue
         is_weight = name in constants
         dtype = zero.dtype if zero_name else numpy_helper.to_array(constants[name]).dtype
@@ -122,7 +126,7 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[Stored]:
         axis = _axis(node)
         if integers is not None and scale.size > 1:
             if not -integers.ndim <= axis < integers.ndim or integers.shape[axis] != scale.size:
-                continue  # scales of blocks, or of an operator that lays its weights out in its own way
+                continue  # an operator that lays its weights out in its own way
             axis %= integers.ndim
         yield Stored(
             _float_name(sources.get(name, name)),
@@ -136,10 +140,13 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[Stored]:
 
 
 def _axis(node: onnx.NodeProto) -> int:
-    """Where several scales lie: as DequantizeLinear says, along a convolution's outputs, along a product's columns."""
+    """Where several scales lie: as DequantizeLinear says, along a convolution's outputs, along a product's columns.
+
+    The columns of weights that are transposed are rows.
+    """
     if node.op_type == "DequantizeLinear":
-        return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
-    return 0 if "Conv" in node.op_type else -1
+        return int(attribute(node, "axis", 1))
+    return 0 if "Conv" in node.op_type or attribute(node, "transB", 0) else -1
 
 
 def _triples(

@@ -315,6 +315,19 @@ def test_drawings_stand_odd_numbers() -> None:
         Parsed(svg)
 
 
+@pytest.mark.parametrize(
+    ("digests", "said"),
+    [(("ab", "ab"), "the same"), (("ab", "cd"), "another file"), (("ab", ""), None), (("", ""), None)],
+)
+def test_two_files_are_the_same_where_their_digests_are(digests: tuple[str, str], said: str | None) -> None:
+    """What neither report knows is not the same."""
+    pair = [replace(full(), candidates=(replace(row("int8", 1.0, 1.0, 30.0), digest=one),)) for one in digests]
+    (table,) = next(section for section in compare_reports(*pair) if section.title == "Models").blocks
+    assert table.kind == "table"
+    found = {str(r[0].parts[0]): str(r[3].parts[0]) for r in table.rows}
+    assert found.get("sha256") == said
+
+
 def test_two_runs_stand_side_by_side() -> None:
     """Each figure of both with the difference, and whether the intervals lie apart; then what was asked differently."""
     other = replace(

@@ -104,6 +104,44 @@ def test_per_channel_weights_have_the_ends_of_all_channels(tmp_path: Path) -> No
     assert found["w1"]["scale"] == pytest.approx(largest / 127.5, rel=0.01)
 
 
+@pytest.mark.parametrize(("trans_b", "shape"), [(0, (6, 5)), (1, (5, 6)), (0, (5, 5)), (1, (5, 5))])
+def test_scales_of_a_product_lie_along_its_outputs(trans_b: int, shape: tuple[int, int]) -> None:
+    """Columns, and rows of weights that are transposed, square too: the figures of weights quantized by hand."""
+    outputs = 0 if trans_b else 1
+    sizes = np.expand_dims(10.0 ** np.arange(5), 1 - outputs)
+    exact = (np.random.default_rng(0).standard_normal(shape) * sizes).astype(np.float32)
+    scale = (np.abs(exact).max(axis=1 - outputs) / 127).astype(np.float32)
+    integers = np.rint(exact / np.expand_dims(scale, 1 - outputs)).astype(np.int8)
+    inner = shape[1 - outputs]
+    one, zero = np.array(1, np.float32), np.array(0, np.uint8)
+    constants = {"s": one, "z": zero, "w_quantized": integers, "ws": scale, "wz": np.zeros(5, np.int8)}
+    names = ["x", "s", "z", "w_quantized", "ws", "wz", "", "s", "z"]
+    node = onnx.helper.make_node("QGemm", names, ["y"], domain="com.microsoft", transB=trans_b)
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [None, inner])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [None, 5])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    before = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(exact, "w")])
+    found = range_details(onnx.helper.make_model(graph), onnx.helper.make_model(before), {})["w"]
+    restored = integers * np.expand_dims(scale.astype(np.float64), 1 - outputs)
+    assert found["scales"] == 5
+    assert found["clipped_ratio"] == 0
+    assert found["sqnr_db"] == pytest.approx(decibels(exact.astype(np.float64), restored), abs=0.01)
+    assert found["sqnr_db"] > 30
+
+
+def test_scales_of_blocks_are_not_taken_for_those_of_rows() -> None:
+    """One block of a square weight has as many scales as there are rows, and they lie along the columns."""
+    constants = {"w_quantized": np.ones((32, 32), np.int8), "s": np.ones((1, 32), np.float32)}
+    node = onnx.helper.make_node("DequantizeLinear", ["w_quantized", "s"], ["w"], axis=0, block_size=32)
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], tensors))
+    assert range_details(model, None, {}) == {}
+
+
 def test_dynamic_models_show_their_weights(tmp_path: Path) -> None:
     """Without calibration there are no activations; a model that is not quantized shows nothing."""
     onnx.save(FLOAT, tmp_path / "float.onnx")
