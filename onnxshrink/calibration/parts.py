@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
@@ -153,7 +154,10 @@ def _counted(work: _Shards, sharding: Sharding) -> Iterator[Observed]:
     """What each shard has counted. However it ends, none is at work afterwards: latency is measured alone."""
     jobs: list[Future[Observed]] = []
     try:
-        jobs.extend(sharding.executor.submit(work.count, index, sharding.count) for index in range(sharding.count))
+        with warnings.catch_warnings():
+            # dask's advice for a model's bytes in a task: to lay them on a disk that the workers may not have
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            jobs.extend(sharding.executor.submit(work.count, index, sharding.count) for index in range(sharding.count))
         for job in jobs:
             yield job.result(sharding.patience)
     finally:

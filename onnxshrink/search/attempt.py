@@ -17,6 +17,7 @@ from onnxshrink.core.store import Store
 from onnxshrink.pipeline import evaluate
 from onnxshrink.search.space import VARIANT, Space
 from onnxshrink.search.trial import Point, Status, Trial
+from onnxshrink.stages.group import train_together
 from onnxshrink.stages.memo import Memo
 from onnxshrink.verify.footprint import measure_footprint
 
@@ -64,15 +65,15 @@ class Deadline(Silent):
             raise TimeUp
 
 
-def attempt_until(space: Space, runs: Path, until: float, task: Task) -> Trial | None:
+def attempt_until(space: Space, runs: Path, until: float, task: Task, *, processes: int = 1) -> Trial | None:
     """As `attempt`; None where the task was not done at ``until``, seconds of `time.time`."""
     try:
-        return attempt(space, runs, task, Deadline(until))
+        return attempt(space, runs, task, Deadline(until), processes=processes)
     except TimeUp:
         return None
 
 
-def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) -> Trial:
+def attempt(space: Space, runs: Path, task: Task, events: Events | None = None, *, processes: int = 1) -> Trial:
     """Do a task.
 
     Args:
@@ -80,6 +81,7 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) 
         runs: Folder of the store; what it has is not done again.
         task: What to do.
         events: Listener for progress.
+        processes: How many share each training.
 
     Returns:
         What was learnt. A model that cannot be made is a failed trial, with the reason.
@@ -94,6 +96,8 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) 
         if task.depth == "predict":
             metrics = _untrained(config, runs, space.base, events)
         else:
+            if processes > 1:
+                train_together(config, runs=runs, base=space.base, processes=processes, events=events)
             wanted = _shortened(config) if task.depth == "probe" else config
             rows = evaluate(wanted, runs=runs, base=space.base, events=events)
             row = next(row for row in rows if row.name == VARIANT)

@@ -138,7 +138,8 @@ def _try(
             configs = [space.config(task.point) for task in tasks if task.depth == "probe"]
             sharding = Sharding(workers.executor, width, time.time() + pace.left)
             calibrate_ahead(configs, runs=runs, base=space.base, sharding=sharding)
-        work = partial(attempt_until, space, runs, time.time() + pace.left)
+        until = time.time() + pace.left
+        work = partial(attempt_until, space, runs, until, processes=budget.processes_per_training)
         n_before = len(record.trials)
         for trial in _spread(space, tasks, work, workers, pace):
             record.add(trial)
