@@ -103,11 +103,12 @@ class Candidate:
         verdicts: One per gate and target; empty for rows that are not variants.
         details: Evidence behind the metrics that is more than a number, as plain JSON by topic, such as ``latency``:
             what was measured under which conditions. A topic that was not looked into is left out. ``worst_samples``:
-            by target and output, those farthest from the reference's. ``drift_split``: by target, how quantization and
-            kernel error were told apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes
-            in integers and in float, with causes, for quantized models. ``ranges``: of these, what their tensors are
-            stored with, the worst first. ``nodes``: where their error is born, or why nobody looked. Beside the report
-            lies ``pictures.json`` with the worst samples, where they are images. ``package``: the ``.ort`` files of a
+            by target and output, those farthest from the reference's. ``sample_errors``: likewise, the squared error of
+            every sample, where they are few. ``drift_split``: by target, how quantization and kernel error were told
+            apart, or why not. ``coverage``: by target, the graph that runs as stretches of nodes in integers and in
+            float, with causes, for quantized models. ``ranges``: of these, what their tensors are stored with, the
+            worst first. ``nodes``: where their error is born, or why nobody looked. Beside the report lies
+            ``pictures.json`` with the worst samples, where they are images. ``package``: the ``.ort`` files of a
             variant and how far their outputs are from it. ``package_times``: by target, how they load and run.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Literal, TypeAlias
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import PruneChannels, Stage
+from onnxshrink.core.drift import N_LISTED
 from onnxshrink.core.errors import ModelError, ParityError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
-from onnxshrink.core.report import Metric
+from onnxshrink.core.report import Candidate, Metric
 from onnxshrink.core.store import Store
 from onnxshrink.pipeline import evaluate
 from onnxshrink.search.space import VARIANT, Space
@@ -21,7 +23,7 @@ from onnxshrink.stages.group import train_together
 from onnxshrink.stages.memo import Memo
 from onnxshrink.verify.footprint import measure_footprint
 
-PROBE_SAMPLES = 32
+PROBE_SAMPLES = N_LISTED
 """Evaluation samples that tell whether a trial is worth all of them."""
 
 Depth: TypeAlias = Literal["predict", "probe", "evaluate"]
@@ -92,6 +94,7 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None, 
     started, events = time.perf_counter(), events or Silent()
     config = space.config(task.point)
     digest: str | None = None
+    errors: tuple[float, ...] = ()
     try:
         if task.depth == "predict":
             metrics = _untrained(config, runs, space.base, events)
@@ -104,10 +107,21 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None, 
             if not row.digest:
                 return Trial(task.number, task.point, "failed", reason=row.verdicts[0].reason)
             metrics, digest = row.metrics, row.digest
+            errors = _errors(row) if task.depth == "probe" else ()
     except (ModelError, ParityError) as e:
         return Trial(task.number, task.point, "failed", reason=e.what, seconds=time.perf_counter() - started)
     seconds = round(time.perf_counter() - started, 3)
-    return Trial(task.number, task.point, _STATUS[task.depth], metrics, digest, seconds=seconds)
+    return Trial(task.number, task.point, _STATUS[task.depth], metrics, digest, errors, seconds=seconds)
+
+
+def _errors(row: Candidate) -> tuple[float, ...]:
+    """The squared error of each sample, of the output that drifts most; four digits tell two models apart."""
+    listed = row.details.get("sample_errors", {})
+    drifts = [m for m in row.metrics if m.name == "sqnr_db" and m.output in listed.get(m.target, {})]
+    if not drifts:
+        return ()
+    worst = min(drifts, key=lambda metric: math.inf if metric.value is None else metric.value)
+    return tuple(float(f"{error:.4g}") for error in listed[worst.target][worst.output])
 
 
 def _shortened(config: RunConfig) -> RunConfig:
