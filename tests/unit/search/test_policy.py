@@ -48,7 +48,7 @@ HARD = [1.0, 50.0, 2.0, 9.0] * 100
 
 
 def test_what_a_probe_shows_to_be_worse_is_not_measured_fully() -> None:
-    """Two thirds of a decibel are enough where two models err on the same samples alike, and one is too little where not."""
+    """Two thirds of a decibel are enough where two models err alike on the same samples, and one is not where not."""
     alike = {"a": [1e-5 * e for e in HARD], "b": [1.1e-5 * e + 1e-5 * (n % 3) for n, e in enumerate(HARD)]}
     apart = {"a": alike["a"], "b": [1.25e-5 * e for e in (*HARD[2:], *HARD[:2])]}
     for errors, n_evaluated in ((alike, 1), (apart, 2)):
