@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxshrink.config.budget import Budget
 from onnxshrink.core.report import Metric
-from onnxshrink.search.attempt import Task
+from onnxshrink.search.attempt import PROBE_SAMPLES, Task
 from onnxshrink.search.known import Known
 from onnxshrink.search.policy import propose
 from onnxshrink.search.space import Dimension, Option, Space
@@ -28,6 +28,8 @@ class World:
         schemes: Name to the bytes of a weight and the drift in dB.
         failing: Points that cannot be made, by `key_of`.
         noise: Of a probe, in dB.
+        errors: Name of a scheme to the squared error of each sample, of which a probe sees the first few; its drift
+            follows from them.
         labelled: Whether accuracy is measured.
     """
 
@@ -36,6 +38,7 @@ class World:
     failing: frozenset[str] = frozenset()
     noise: float = 0.0
     labelled: bool = True
+    errors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -57,6 +60,9 @@ class World:
             return Trial(task.number, task.point, "failed", reason="cannot be made")
         width = int(task.point.get("width", self.widths[0]))
         share, drift = self.schemes[task.point[SCHEME]]
+        errors = tuple(self.errors.get(task.point[SCHEME], ()))
+        errors = errors[:PROBE_SAMPLES] if task.depth == "probe" else errors
+        drift = -10 * math.log10(math.fsum(errors) / len(errors)) if errors else drift
         metrics = [Metric("size_bytes", 100 + share * width**2, "bytes")]
         if task.depth != "predict":
             shake = self.noise * math.sin(sum(map(ord, key))) if task.depth == "probe" else 0.0
@@ -65,11 +71,12 @@ class World:
             drop = 1 / width + 10 ** (-drift / 20)
             spread = 0.2 if task.depth == "probe" else 0.0
             metrics.append(Metric("accuracy_drop", drop, "ratio", drop - spread, drop + spread))
-        return Trial(task.number, task.point, _STATUS[task.depth], tuple(metrics))
+        seen = errors if task.depth == "probe" else ()
+        return Trial(task.number, task.point, _STATUS[task.depth], tuple(metrics), errors=seen)
 
     def all(self) -> list[Trial]:
         """Every point, measured fully; this is not counted."""
-        other = World(self.widths, self.schemes, self.failing, self.noise, self.labelled)
+        other = World(self.widths, self.schemes, self.failing, self.noise, self.labelled, self.errors)
         found = [other.answer(Task(n, point, "evaluate")) for n, point in enumerate(self.space.points())]
         return [trial for trial in found if trial.status == "evaluated"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,7 @@ from typing import Self
 import numpy as np
 import onnx
 
-from onnxshrink.calibration.parts import Observed, observe_parts
+from onnxshrink.calibration.parts import Observed, Sharding, observe_parts
 from onnxshrink.calibration.ranges import Range, absurd_reason, value_range
 from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import CalibrationMethod
@@ -64,11 +63,10 @@ def observe_all(
     events: Events | None = None,
     step: str = "calibrate",
     name: str = "model",
-    executor: Executor | None = None,
-    shards: int = 1,
+    sharding: Sharding | None = None,
 ) -> Calibration:
     """Run the samples through the model once: `observe_parts` without the parts."""
-    observed = observe_parts(model, open_samples, events=events, step=step, name=name, executor=executor, shards=shards)
+    observed = observe_parts(model, open_samples, events=events, step=step, name=name, sharding=sharding)
     return Calibration.of(observed)
 
 

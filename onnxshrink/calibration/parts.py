@@ -10,8 +10,11 @@ in a batch of another size. So the shards together give the bytes of the one pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from functools import reduce
 
@@ -24,6 +27,7 @@ from onnxshrink.core.errors import DataError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.tensors import Array, Batch
 from onnxshrink.data.batching import n_samples
+from onnxshrink.data.indexed import numbered
 from onnxshrink.data.reader import Reader
 from onnxshrink.runtime.session import Session
 
@@ -36,6 +40,28 @@ BATCH_BYTES = 32 << 20
 # memory would then differ between few samples and many.
 _MAX_BATCH = 4
 _BATCHES_PER_PART = 4
+
+_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Where the shards of a pass run.
+
+    Attributes:
+        executor: Any.
+        count: Number of shards; the result is the same for any.
+        until: When they must end, seconds of `time.time`, for they may run on another machine.
+    """
+
+    executor: Executor
+    count: int
+    until: float = math.inf
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds until a shard that has not ended was lost with its worker; None for ever."""
+        return None if self.until == math.inf else max(0.0, self.until + _GRACE_SECONDS - time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +107,7 @@ def observe_parts(
     events: Events | None = None,
     step: str = "calibrate",
     name: str = "model",
-    executor: Executor | None = None,
-    shards: int = 1,
+    sharding: Sharding | None = None,
 ) -> Observed:
     """Run the samples through the model once and count every tensor that may be quantized.
 
@@ -96,12 +121,12 @@ def observe_parts(
         events: Listener for progress.
         step: The step's name in progress.
         name: What to call the model in messages.
-        executor: Where to run the shards; None runs the pass here. Each shard opens its own session and reader.
-        shards: Number of shards; the result is the same for any.
+        sharding: Where to run shards of the pass; None runs it here. Each shard opens its own session and reader.
 
     Raises:
         DataError: There are no samples, or an activation is NaN or infinite; names the tensor and the samples.
         ModelError: ONNX Runtime cannot run the model.
+        TimeoutError: The shards had not ended in time.
     """
     events = events or Silent()
     plan = plan_of(model)
@@ -109,17 +134,13 @@ def observe_parts(
     single = open_samples(1)
     total = len(single)
     batch_size = _batch_size(single, total, session, plan)
-    if executor is None:
+    if sharding is None:
         observed = _count(session, plan, open_samples(batch_size), name, on_samples=_told(events, step, total))
     else:
         del session
-        work = _Shards(observed_model(model, plan) if plan.observed else None, plan, open_samples, batch_size, name)
-        jobs = [executor.submit(work.count, index, shards) for index in range(shards)]
-        try:
-            observed = _merged((job.result() for job in jobs), _told(events, step, total))
-        finally:
-            for job in jobs:
-                job.cancel()
+        shown = observed_model(model, plan) if plan.observed else None
+        work = _Shards(shown, plan, open_samples, batch_size, name, sharding.until)
+        observed = _merged(_counted(work, sharding), _told(events, step, total))
     if sum(observed.samples) == 0:
         raise DataError("there are no calibration samples", where=single.where, got="0 samples", want="at least one")
     return observed
@@ -127,6 +148,20 @@ def observe_parts(
 
 def _told(events: Events, step: str, total: int) -> Callable[[int], None]:
     return lambda done: events.progress(step, done, total)
+
+
+def _counted(work: _Shards, sharding: Sharding) -> Iterator[Observed]:
+    """What each shard has counted. However it ends, none is at work afterwards: latency is measured alone."""
+    jobs: list[Future[Observed]] = []
+    try:
+        with warnings.catch_warnings():
+            # dask's advice for a model's bytes in a task: to lay them on a disk that the workers may not have
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            jobs.extend(sharding.executor.submit(work.count, index, sharding.count) for index in range(sharding.count))
+        for job in jobs:
+            yield job.result(sharding.patience)
+    finally:
+        wait([job for job in jobs if not job.cancel()], sharding.patience)
 
 
 def _merged(shards: Iterable[Observed], on_samples: Callable[[int], None]) -> Observed:
@@ -147,10 +182,16 @@ class _Shards:
     open_samples: Callable[[int], Reader]
     batch_size: int
     name: str
+    until: float = math.inf
 
     def count(self, index: int, shards: int) -> Observed:
         session = open_observed(self.shown, name=self.name) if self.shown is not None else None
-        return _count(session, self.plan, self.open_samples(self.batch_size), self.name, index=index, shards=shards)
+        reader = self.open_samples(self.batch_size)
+        return _count(session, self.plan, reader, self.name, index=index, shards=shards, on_samples=self._in_time)
+
+    def _in_time(self, _: int) -> None:
+        if time.time() >= self.until:
+            raise TimeoutError
 
 
 def _count(
@@ -170,18 +211,14 @@ def _count(
         for tensor in (*plan.inputs, *plan.observed)
     }
     samples = [0] * PARTS
-    start = 0
-    for number, batch in enumerate(reader):
-        size = n_samples(batch, plan.specs)
-        if number % shards == index:
-            part = number % PARTS
-            for tensor, values in _tensors_of(session, plan, batch).items():
-                counted[tensor][part].update(values)
-                if not counted[tensor][part].is_finite:
-                    raise _not_finite(tensor, values, f"{reader.where}, run through {name}", start, size)
-            samples[part] += size
-            on_samples(start + size)
-        start += size
+    for number, start, batch in numbered(reader, plan.specs, index, shards):
+        size, part = n_samples(batch, plan.specs), number % PARTS
+        for tensor, values in _tensors_of(session, plan, batch).items():
+            counted[tensor][part].update(values)
+            if not counted[tensor][part].is_finite:
+                raise _not_finite(tensor, values, f"{reader.where}, run through {name}", start, size)
+        samples[part] += size
+        on_samples(start + size)
     return Observed(plan, tuple(samples), counted)
 
 

@@ -77,6 +77,8 @@ class Budget(Gates):
     """Where trials are remembered: an optuna storage URL that machines share; a file in the run's folder by default."""
     parallel: Parallel | None = None
     """Where trials run; one after the other in this process by default. Latency is always measured here, alone."""
+    processes_per_training: int = Field(default=1, gt=0)
+    """How many processes share each training of a trial, as under torchrun; the trial starts them on its machine."""
     latency_host: str | None = None
     """Host name of the machine on which latency counts; the search refuses to start elsewhere."""
 

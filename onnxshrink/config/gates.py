@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from onnxshrink.config.base import NO_SWITCH, FilePath, Model, Ratio, SizeBytes, fingerprint
 from onnxshrink.config.providers import short_name
@@ -74,6 +77,43 @@ class Target(Model):
         return self.label or "".join(parts)
 
 
+def _per_target(value: object) -> object:
+    """A number above 0, or one for each target that is named."""
+    numbers: list[Any] = list(value.values()) if isinstance(value, Mapping) else [value]
+    try:
+        fits = [not isinstance(number, bool) and 0 < float(number) < math.inf for number in numbers]
+    except (TypeError, ValueError):
+        fits = []
+    if not fits or not all(fits):
+        text = "a number above 0 is wanted, or one for each target by its name, such as {cpu: 0.6}"
+        raise PydanticCustomError("per_target", text, {})
+    return value
+
+
+PerTarget: TypeAlias = Annotated[
+    float | dict[str, float],
+    BeforeValidator(_per_target),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+                    "minProperties": 1,
+                },
+            ]
+        }
+    ),
+]
+"""A limit on every target, or one for each by its name; targets that are not named have none."""
+
+
+def on_target(limit: float | Mapping[str, float] | None, target: str | None) -> float | None:
+    """What a `PerTarget` asks on the target of this name; None for nothing."""
+    return limit.get(target or "") if isinstance(limit, Mapping) else limit
+
+
 class Gates(Model):
     """Limits a variant must keep. One that is not given is not checked; one whose metric is missing fails."""
 
@@ -92,10 +132,11 @@ class Gates(Model):
     """Largest model as gzip, as app stores and registries ship it."""
     max_macs: Annotated[int, Field(gt=0), NO_SWITCH] | None = None
     """Most multiply-accumulates of one sample."""
-    max_latency_ratio: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
-    """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference."""
-    max_latency_ms: Annotated[float, Field(gt=0), NO_SWITCH] | None = None
-    """Largest p50 latency in milliseconds."""
+    max_latency_ratio: PerTarget | None = None
+    """Largest p50 latency relative to the float reference; 1.0 is as fast as the reference. A number for every target,
+    or one for each by its name in the report, such as `{cpu: 0.6, cpu x4: 0.8}`; others then have no such limit."""
+    max_latency_ms: PerTarget | None = None
+    """Largest p50 latency in milliseconds; a number, or one for each target as above."""
     max_peak_memory: SizeBytes | None = None
     """Most memory that loading the model and one inference may add to a fresh process; has `startup` measured."""
     min_integer_coverage: Ratio | None = None

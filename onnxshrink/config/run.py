@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -196,6 +196,25 @@ class RunConfig(Model):
         for gate in ("max_latency_ratio", "max_latency_ms", "max_peak_memory"):
             if getattr(gates, gate) is not None and not self._clocked:
                 yield _misfit((*at, gate), "latency is measured on no target", "a target with `latency: true`")
+        for gate in ("max_latency_ratio", "max_latency_ms"):
+            if isinstance(limit := getattr(gates, gate), Mapping):
+                yield from self._target_misfits((*at, gate), limit)
+
+    def _target_misfits(self, at: tuple[str, ...], named: Collection[str]) -> Iterator[PydanticCustomError]:
+        """Targets that are not there, or that are not timed."""
+        timed = [target.name for target in self.targets if target.latency]
+        for name in named:
+            if name in timed:
+                continue
+            there = any(target.name == name for target in self.targets)
+            yield _misfit(
+                (*at, name),
+                f"latency is not measured on the target {name!r}" if there else f"there is no target {name!r}",
+                ", ".join(map(repr, timed)),
+                "latency: true on that target"
+                if there
+                else f"name one of these, or add it: targets: [{{label: {name}}}]",
+            )
 
     @property
     def _clocked(self) -> bool:

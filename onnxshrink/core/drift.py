@@ -19,6 +19,9 @@ REFERENCE_NAN = "reference gives NaN"
 CANDIDATE_NAN = "candidate gives NaN"
 INFINITE = "infinity on one side only"
 
+N_LISTED = 32
+"""Rows of which each one's own error is kept, from the first on."""
+
 _FIVE = 5
 
 _ADDED = (
@@ -58,6 +61,7 @@ class Drift:
         n_logits: Ranked float rows that have a softmax: at least one finite value, and none is plus infinity.
         sum_softmax_divergence: Sum of the divergences of their softmax, in nats.
         worst: The rows with the largest relative error, the worst first, see `worst_rows`.
+        first_squares: Sum of ``(reference - candidate)**2`` of each of the first `N_LISTED` rows.
         flaw: What is wrong with the values, or None.
     """
 
@@ -83,6 +87,7 @@ class Drift:
     n_logits: int = 0
     sum_softmax_divergence: float = 0.0
     worst: tuple[WorstRow, ...] = ()
+    first_squares: tuple[float, ...] = ()
     flaw: str | None = None
 
     def update(self, reference: Array, candidate: Array) -> Drift:
@@ -112,6 +117,7 @@ class Drift:
             reference_max=max(self.reference_max, other.reference_max),
             n_classes=max(self.n_classes, other.n_classes),
             worst=worst_rows((*self.worst, *later)),
+            first_squares=(*self.first_squares, *other.first_squares)[:N_LISTED],
             flaw=self.flaw or other.flaw,
         )
 
@@ -210,6 +216,7 @@ def _drift_of(output: str, reference: Array, candidate: Array) -> Drift:
         reference_min=float(low),
         reference_max=float(high),
         worst=worst_rows(far_rows(error, ref, broken)),
+        first_squares=tuple(map(float, np.einsum("ij,ij->i", error[:N_LISTED], error[:N_LISTED]))),
     )
 
 

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -284,9 +284,13 @@ def _is_library(path: str | Path) -> bool:
     return installed or any(path.is_relative_to(folder) for folder in _library_folders())
 
 
-def _imports(source: bytes, module: str, *, is_package: bool) -> Iterator[str]:
+@lru_cache(maxsize=1 << 12)  # a search fingerprints the same sources at every trial, and parsing is most of the time
+def _imports(source: bytes, module: str, *, is_package: bool) -> tuple[str, ...]:
     """Names of the modules that ``source`` may import, relative ones made absolute."""
-    package = module if is_package else module.rpartition(".")[0]
+    return tuple(dict.fromkeys(_named(source, module if is_package else module.rpartition(".")[0])))
+
+
+def _named(source: bytes, package: str) -> Iterator[str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -105,12 +105,13 @@ class Candidate:
             what was measured under which conditions. A topic that was not looked into is left out. ``startup``: by
             target, the figures of each process, of ``candidate`` and ``reference``; of a GPU ``device_memory_note``
             says where they are from, or why there are none. ``worst_samples``: by target and output, those farthest
-            from the reference's. ``drift_split``: by target, how quantization and kernel error were told apart, or why
-            not. ``coverage``: by target, the graph that runs as stretches of nodes in integers and in float, with
-            causes, for quantized models. ``ranges``: of these, what their tensors are stored with, the worst first.
-            ``nodes``: where their error is born, or why nobody looked. Beside the report lies ``pictures.json`` with
-            the worst samples, where they are images. ``package``: the ``.ort`` files of a variant and how far their
-            outputs are from it. ``package_times``: by target, how they load and run.
+            from the reference's. ``sample_errors``: likewise, the squared error of every sample, where they are few.
+            ``drift_split``: by target, how quantization and kernel error were told apart, or why not. ``coverage``: by
+            target, the graph that runs as stretches of nodes in integers and in float, with causes, for quantized
+            models. ``ranges``: of these, what their tensors are stored with, the worst first. ``nodes``: where their
+            error is born, or why nobody looked. Beside the report lies ``pictures.json`` with the worst samples, where
+            they are images. ``package``: the ``.ort`` files of a variant and how far their outputs are from it.
+            ``package_times``: by target, how they load and run.
     """
 
     name: str

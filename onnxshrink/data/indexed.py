@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import LABELS, Array, Batch, TensorSpec
 from onnxshrink.data.arrays import ArrayReader
-from onnxshrink.data.batching import constant_inputs, fixed_batch, partial_batch, sample_count, shard_of
+from onnxshrink.data.batching import constant_inputs, fixed_batch, n_samples, partial_batch, sample_count, shard_of
 from onnxshrink.data.reader import Reader
 
 Numbers: TypeAlias = NDArray[np.intp]
@@ -80,8 +80,13 @@ class IndexedReader:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self), self._batch_size):
-            yield self._source.take(self._numbers[start : start + self._batch_size])
+        return (batch for _, _, batch in self.numbered(0, 1))
+
+    def numbered(self, index: int, count: int) -> Iterator[tuple[int, int, Batch]]:
+        """See `numbered`."""
+        for number in range(index, -(-len(self) // self._batch_size), count):
+            start = number * self._batch_size
+            yield number, start, self._source.take(self._numbers[start : start + self._batch_size])
 
     def shard(self, index: int, count: int) -> Self:
         """Every ``count``-th sample; where the model has a fixed batch axis, every ``count``-th batch of that size."""
@@ -130,6 +135,23 @@ class HeldSamples:
     def labels(self) -> Array:
         """See `Indexed.labels`."""
         return self.arrays[LABELS]
+
+
+def numbered(
+    reader: Reader, specs: Sequence[TensorSpec], index: int = 0, count: int = 1
+) -> Iterator[tuple[int, int, Batch]]:
+    """Every ``count``-th batch of a reader, from ``index`` on: its number, that of its first sample, and the batch.
+
+    The others are not read where samples lie by number. They are where they come as a stream.
+    """
+    if isinstance(reader, IndexedReader):
+        yield from reader.numbered(index, count)
+        return
+    start = 0
+    for number, batch in enumerate(reader):
+        if number % count == index:
+            yield number, start, batch
+        start += n_samples(batch, specs)
 
 
 def in_order(source: Indexed, specs: Sequence[TensorSpec], *, batch_size: int) -> Reader:

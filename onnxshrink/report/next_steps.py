@@ -85,7 +85,7 @@ def _of_search(report: Report, reference: Path) -> Iterator[str]:
     """The search for a model that is small or fast enough and keeps the other gates."""
     gates: dict[str, Any] = report.config.get("gates") or {}
     given = {_BYTES[name]: f"{gates[name]}B" for name in _BYTES if gates.get(name) is not None}
-    given |= {_LIMITS[name]: gates[name] for name in _LIMITS if gates.get(name) is not None}
+    given |= {_LIMITS[name]: gates[name] for name in _LIMITS if isinstance(gates.get(name), int | float)}
     if given:
         limits = " ".join(f"{option} {value}" for option, value in given.items())
         samples = f"--data {_quoted(_samples(report, 'calibration'))} --eval-data {_quoted(_samples(report))}"

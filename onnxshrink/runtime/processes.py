@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CHUNK_BYTES = 1 << 20
 _PATIENCE_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
 
 
 def launched() -> tuple[int, int]:
@@ -73,10 +74,12 @@ class Leader:
 
     Args:
         count: How many processes there are.
+        look: Raises if one of the others was lost, where no launcher sees to that.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, look: Callable[[], None] = lambda: None) -> None:
         self._followers = range(1, count)
+        self._look = look
         self._store = _connect()
         self._said = 0
         self._alone = False
@@ -109,8 +112,8 @@ class Leader:
 
     def dismiss(self) -> None:
         """The others are done, and this is a process like any other from here on."""
-        _leave_group()
-        _await(self._store, [f"left/{number}" for number in self._followers])
+        leave_group()
+        self._await([f"left/{number}" for number in self._followers])
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)
         self._followers, self._alone = range(0), True
@@ -135,13 +138,17 @@ class Leader:
         named = {"kind": artifact.kind, "path": str(artifact.path), "digest": artifact.digest}
         key = self._say(digest, "take", **named, files=[(name, path.stat().st_size) for path, name in files])
         answers = [f"{key}/answer/{number}" for number in self._followers]
-        _await(self._store, answers)
+        self._await(answers)
         waiting = [number for number, answer in enumerate(answers, 1) if self._store.get(answer) == b"send"]
         chunks = (chunk for path, _ in files for chunk in _chunks(path)) if waiting else ()
         for index, chunk in enumerate(chunks):
             self._store.set(f"{key}/{index}", chunk)  # type: ignore[arg-type]  # the stub knows str only
-            _await(self._store, [f"{key}/{index}/{number}" for number in waiting])
+            self._await([f"{key}/{index}/{number}" for number in waiting])
             self._store.delete_key(f"{key}/{index}")
+
+    def _await(self, keys: Sequence[str]) -> None:
+        while not _await(self._store, keys, _LOOK_SECONDS):
+            self._look()
 
 
 class Follower:
@@ -181,7 +188,7 @@ class Follower:
 
     def leave(self) -> None:
         """Tell the first one that nothing more is done here."""
-        _leave_group()
+        leave_group()
         self._store.set(f"left/{self._number}", "")
 
     def _is_told(self, seconds: float = math.inf) -> bool:
@@ -232,7 +239,7 @@ def _connect() -> Store:
     return PrefixStore("onnxshrink", store)
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
     """Leave torch's process group, if a training has made one."""
     from torch import distributed
 

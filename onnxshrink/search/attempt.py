@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Literal, TypeAlias
 
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.stages import PruneChannels, Stage
+from onnxshrink.core.drift import N_LISTED
 from onnxshrink.core.errors import ModelError, ParityError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
-from onnxshrink.core.report import Metric
+from onnxshrink.core.report import Candidate, Metric
 from onnxshrink.core.store import Store
 from onnxshrink.pipeline import evaluate
 from onnxshrink.search.space import VARIANT, Space
 from onnxshrink.search.trial import Point, Status, Trial
+from onnxshrink.stages.group import train_together
 from onnxshrink.stages.memo import Memo
 from onnxshrink.verify.footprint import measure_footprint
 
-PROBE_SAMPLES = 32
+PROBE_SAMPLES = N_LISTED
 """Evaluation samples that tell whether a trial is worth all of them."""
 
 Depth: TypeAlias = Literal["predict", "probe", "evaluate"]
@@ -64,15 +67,15 @@ class Deadline(Silent):
             raise TimeUp
 
 
-def attempt_until(space: Space, runs: Path, until: float, task: Task) -> Trial | None:
+def attempt_until(space: Space, runs: Path, until: float, task: Task, *, processes: int = 1) -> Trial | None:
     """As `attempt`; None where the task was not done at ``until``, seconds of `time.time`."""
     try:
-        return attempt(space, runs, task, Deadline(until))
+        return attempt(space, runs, task, Deadline(until), processes=processes)
     except TimeUp:
         return None
 
 
-def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) -> Trial:
+def attempt(space: Space, runs: Path, task: Task, events: Events | None = None, *, processes: int = 1) -> Trial:
     """Do a task.
 
     Args:
@@ -80,6 +83,7 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) 
         runs: Folder of the store; what it has is not done again.
         task: What to do.
         events: Listener for progress.
+        processes: How many share each training.
 
     Returns:
         What was learnt. A model that cannot be made is a failed trial, with the reason.
@@ -90,20 +94,34 @@ def attempt(space: Space, runs: Path, task: Task, events: Events | None = None) 
     started, events = time.perf_counter(), events or Silent()
     config = space.config(task.point)
     digest: str | None = None
+    errors: tuple[float, ...] = ()
     try:
         if task.depth == "predict":
             metrics = _untrained(config, runs, space.base, events)
         else:
+            if processes > 1:
+                train_together(config, runs=runs, base=space.base, processes=processes, events=events)
             wanted = _shortened(config) if task.depth == "probe" else config
             rows = evaluate(wanted, runs=runs, base=space.base, events=events)
             row = next(row for row in rows if row.name == VARIANT)
             if not row.digest:
                 return Trial(task.number, task.point, "failed", reason=row.verdicts[0].reason)
             metrics, digest = row.metrics, row.digest
+            errors = _errors(row) if task.depth == "probe" else ()
     except (ModelError, ParityError) as e:
         return Trial(task.number, task.point, "failed", reason=e.what, seconds=time.perf_counter() - started)
     seconds = round(time.perf_counter() - started, 3)
-    return Trial(task.number, task.point, _STATUS[task.depth], metrics, digest, seconds=seconds)
+    return Trial(task.number, task.point, _STATUS[task.depth], metrics, digest, errors, seconds=seconds)
+
+
+def _errors(row: Candidate) -> tuple[float, ...]:
+    """The squared error of each sample, of the output that drifts most; four digits tell two models apart."""
+    listed = row.details.get("sample_errors", {})
+    drifts = [m for m in row.metrics if m.name == "sqnr_db" and m.output in listed.get(m.target, {})]
+    if not drifts:
+        return ()
+    worst = min(drifts, key=lambda metric: math.inf if metric.value is None else metric.value)
+    return tuple(float(f"{error:.4g}") for error in listed[worst.target][worst.output])
 
 
 def _shortened(config: RunConfig) -> RunConfig:

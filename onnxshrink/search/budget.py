@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onnxshrink.calibration.parts import Sharding
 from onnxshrink.config.base import fingerprint
 from onnxshrink.config.budget import Budget
 from onnxshrink.config.gates import Select
@@ -31,6 +32,7 @@ from onnxshrink.core.machine import versions
 from onnxshrink.core.report import Candidate, Report
 from onnxshrink.core.run_folder import require_own
 from onnxshrink.pipeline import Leave, Page, run
+from onnxshrink.search.ahead import calibrate_ahead, uncut
 from onnxshrink.search.attempt import Task, attempt_until
 from onnxshrink.search.document import conclude
 from onnxshrink.search.finalists import N_FINALISTS, first_finalists, further_finalists
@@ -108,9 +110,12 @@ def fit(
             watch(state)
         return state
 
+    events = events or Silent()
+    if budget.parallel and (reason := uncut(config)):
+        events.warned(reason)
     with open_workers(budget.parallel, executor) as workers:
         is_whole = _try(space, budget, runs.absolute(), record, pace, workers=workers, look=look)
-    compare = partial(run, runs=runs, base=base, events=events or Silent(), leave=leave, pages=pages)
+    compare = partial(run, runs=runs, base=base, events=events, leave=leave, pages=pages)
     return _measure(config, space, replace(look(), is_whole=is_whole), pace, compare)
 
 
@@ -129,7 +134,12 @@ def _try(
     while wanted := propose(Known(space, budget, record.trunks(), record.trials, width)):
         tasks = _within(wanted, budget, record.trials)
         look(*tasks)
-        work = partial(attempt_until, space, runs, time.time() + pace.left)
+        if width > 1 and workers.executor is not None:
+            configs = [space.config(task.point) for task in tasks if task.depth == "probe"]
+            sharding = Sharding(workers.executor, width, time.time() + pace.left)
+            calibrate_ahead(configs, runs=runs, base=space.base, sharding=sharding)
+        until = time.time() + pace.left
+        work = partial(attempt_until, space, runs, until, processes=budget.processes_per_training)
         n_before = len(record.trials)
         for trial in _spread(space, tasks, work, workers, pace):
             record.add(trial)

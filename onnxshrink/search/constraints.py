@@ -62,6 +62,7 @@ class Miss:
 
     Attributes:
         limit: The limit's name in the budget.
+        target: The target whose own limit it is; None where all have the same.
         asked: Its value.
         needed: What it would have to be for the trial to keep it; None where the metric is missing.
         share: How far off, relative to the limit: 0 is kept, 1 is twice as large as asked.
@@ -71,6 +72,7 @@ class Miss:
     asked: float
     needed: float | None
     share: float
+    target: str | None = None
 
 
 def misses(budget: Budget, trial: Trial, *, timed: bool = True) -> tuple[Miss, ...]:
@@ -78,11 +80,27 @@ def misses(budget: Budget, trial: Trial, *, timed: bool = True) -> tuple[Miss, .
     found = []
     for name, outcome in judge(budget, trial, timed=timed).items():
         if outcome == "failed":
-            asked, in_own_unit = _asked(budget, name)
-            metric = trial.worst(METRICS[name]) if in_own_unit else None
-            needed = None if metric is None else metric.value
-            found.append(Miss(name, asked, needed, _share(name, asked, needed)))
+            found.append(_missed(budget, trial, name))
     return tuple(sorted(found, key=lambda miss: -miss.share))
+
+
+def _missed(budget: Budget, trial: Trial, name: str) -> Miss:
+    """How far a trial is from one limit: where targets have their own, on the one that is the farthest off."""
+    limit, target, metrics = budget.limits[name], None, trial.metrics
+    if isinstance(limit, Mapping):
+
+        def excess(target: str) -> float:
+            own = next((m for m in metrics if m.name == METRICS[name] and m.target == target), None)
+            return math.inf if own is None or own.value is None else own.value / limit[target]
+
+        target = max(limit, key=excess)
+        asked, in_own_unit = limit[target], True
+        trial = replace(trial, metrics=tuple(metric for metric in metrics if metric.target == target))
+    else:
+        asked, in_own_unit = _asked(budget, name)
+    metric = trial.worst(METRICS[name]) if in_own_unit else None
+    needed = None if metric is None else metric.value
+    return Miss(name, asked, needed, _share(name, asked, needed), target)
 
 
 def _asked(budget: Budget, name: str) -> tuple[float, bool]:

@@ -163,7 +163,7 @@ def _document(space: Space, state: State, finalists: Sequence[Trial], report: Re
 
 
 def _row(state: State, trial: Trial, reason: str | None, finalists: Sequence[Trial]) -> dict[str, Any]:
-    row = asdict(trial) | {"label": describe(trial.point), "name": None, "limits": {}}
+    row = asdict(replace(trial, errors=())) | {"label": describe(trial.point), "name": None, "limits": {}}
     if trial.status == "evaluated":
         row["name"] = name_of(trial)
         row["limits"] = judge(state.budget, trial, timed=trial in finalists)

@@ -38,7 +38,9 @@ def require_budget(config: RunConfig) -> Budget:
             where="budget",
             got=f"{count} processes",
             want="one",
-            fix="start it without torchrun or accelerate, with budget: {parallel: {kind: processes, workers: 2}}",
+            fix="start it without torchrun or accelerate; for trainings by several processes: "
+            "budget: {processes_per_training: 2}; for several trials at a time: "
+            "budget: {parallel: {kind: processes, workers: 2}}",
         )
     return budget
 

@@ -35,6 +35,8 @@ class Trial:
         status: How far it came.
         metrics: All that was measured, as in a report; of a probe, on its few samples.
         digest: Of the model, where it was made.
+        errors: Of a probe: the squared error of each sample, of the output that drifts most; empty where an output's
+            rows are no samples.
         reason: Why it failed, in one line.
         seconds: Work it cost when it was done.
     """
@@ -44,6 +46,7 @@ class Trial:
     status: Status
     metrics: tuple[Metric, ...] = ()
     digest: str | None = None
+    errors: tuple[float, ...] = ()
     reason: str | None = None
     seconds: float = 0.0
 
@@ -91,7 +94,8 @@ def describe(point: Point) -> str:
 def trial_of(raw: Mapping[str, Any]) -> Trial:
     """A trial from plain data, such as a row of ``search.json``; what this version does not know is left out."""
     known = {name: value for name, value in raw.items() if name in Trial.__dataclass_fields__}
-    return Trial(**known | {"metrics": tuple(Metric(**metric) for metric in raw["metrics"])})
+    metrics = tuple(Metric(**metric) for metric in raw["metrics"])
+    return Trial(**known | {"metrics": metrics, "errors": tuple(raw.get("errors", ()))})
 
 
 def size_of(trial: Trial) -> float:

@@ -30,16 +30,20 @@ def say(limit: str, value: float, *, up: bool | None = None) -> str:
 def relax(miss: Miss) -> str:
     """What to write in the budget for a model to keep it: ``max_size to 11.3 kB``; no figure if none is known."""
     if miss.needed is None:
-        return miss.limit
-    return f"{miss.limit} to {say(miss.limit, miss.needed, up=not miss.limit.startswith('min_'))}"
+        return _named(miss)
+    return f"{_named(miss)} to {say(miss.limit, miss.needed, up=not miss.limit.startswith('min_'))}"
 
 
 def breaks(miss: Miss) -> str:
     """What a model breaks, and by how much: ``11.3 kB breaks max_size 10 kB by 1.25 kB``."""
-    asked = f"{miss.limit} {say(miss.limit, miss.asked)}"
+    asked = f"{_named(miss)} {say(miss.limit, miss.asked)}"
     if miss.needed is None:
         return f"breaks {asked}, it is not known by how much"
     return f"{say(miss.limit, miss.needed)} breaks {asked} by {say(miss.limit, abs(miss.needed - miss.asked))}"
+
+
+def _named(miss: Miss) -> str:
+    return miss.limit if miss.target is None else f"{miss.limit} on {miss.target}"
 
 
 def _rounded(value: float, *, up: bool | None) -> str:

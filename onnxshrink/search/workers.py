@@ -22,6 +22,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from onnxshrink.config.budget import Dask, Parallel, Processes
@@ -43,8 +44,8 @@ class Time(Protocol):
         """True if what is at work must end."""
 
 
-Workers: TypeAlias = Callable[[Function, Sequence[Task], Time], Iterator[Trial]]
-"""Run a function on the tasks that there is time for, and give the trials in the tasks' order."""
+OpenExecutor: TypeAlias = Callable[[bool], Executor]
+"""Gives the executor, and if asked to another one in its place, where it can: after a worker was lost."""
 
 _LIVES = 3
 """So often in a row workers may be lost without a single trial being finished."""
@@ -52,6 +53,30 @@ _LIVES = 3
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 30.0
 """How long after the end of time a task may need to notice it; one that does not was lost with its worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Where tasks run.
+
+    Attributes:
+        opened: The executor's; None for this process alone, one task after the other.
+    """
+
+    opened: OpenExecutor | None = None
+
+    @property
+    def executor(self) -> Executor | None:
+        """For other work than tasks; None for this process alone."""
+        return None if self.opened is None else self.opened(False)  # noqa: FBT003  by position, as any opener
+
+    def __call__(self, function: Function, tasks: Sequence[Task], time_: Time) -> Iterator[Trial]:
+        """Run a function on the tasks that there is time for, and give the trials in the tasks' order."""
+        return _here(function, tasks, time_) if self.opened is None else _on(self.opened, function, tasks, time_)
+
+
+here = Workers()
+"""Workers that are this process alone."""
 
 
 @contextmanager
@@ -67,51 +92,53 @@ def open_workers(parallel: Parallel | None, executor: Executor | None = None) ->
         DependencyError: dask is not installed.
     """
     if executor is not None:
-        yield _on(lambda _: executor)
+        yield Workers(lambda _: executor)
     elif isinstance(parallel, Processes):
         pools = _Pools(parallel.workers)
         try:
-            yield _on(pools.open)
+            yield Workers(pools.open)
         finally:
             pools.close()
     elif isinstance(parallel, Dask):
         client = _client(parallel.address)
         try:
-            yield _on(lambda _: client.get_executor(pure=False))
+            yield Workers(lambda _: client.get_executor(pure=False))
         finally:
             client.close()
     else:
         yield here
 
 
-def here(function: Function, tasks: Sequence[Task], time_: Time) -> Iterator[Trial]:
-    """Workers that are this process alone."""
+def is_loss(error: BaseException) -> bool:
+    """True for what an executor raises where a worker was lost."""
+    # dask's own exceptions cannot be named without dask
+    dasks = ("KilledWorker", "CommClosedError", "FutureCancelledError")
+    return isinstance(error, (BrokenExecutor, CancelledError)) or type(error).__name__ in dasks
+
+
+def _here(function: Function, tasks: Sequence[Task], time_: Time) -> Iterator[Trial]:
     for task in tasks:
         trial = function(task) if time_.allows(task) else None
         if trial is not None:
             yield trial
 
 
-def _on(open_executor: Callable[[bool], Executor]) -> Workers:
-    """Workers of an executor; it is opened anew, if it can be, after one of its workers was lost."""
-
-    def run(function: Function, tasks: Sequence[Task], time_: Time) -> Iterator[Trial]:
-        ended: dict[int, Trial | None] = {}
-        given, lives, anew = 0, _LIVES, False
-        while left := [task for task in tasks if task.number not in ended]:
-            if not lives:
-                raise _dying(left)
-            before = len(ended)
-            for task, trial in _results(open_executor(anew), function, left, time_):
-                ended[task.number] = trial
-                while given < len(tasks) and tasks[given].number in ended:
-                    ready = ended[tasks[given].number]
-                    given += 1
-                    if ready is not None:
-                        yield ready
-            anew, lives = True, lives - 1 if len(ended) == before else _LIVES
-
-    return run
+def _on(open_executor: OpenExecutor, function: Function, tasks: Sequence[Task], time_: Time) -> Iterator[Trial]:
+    """On an executor; it is opened anew, if it can be, after one of its workers was lost."""
+    ended: dict[int, Trial | None] = {}
+    given, lives, anew = 0, _LIVES, False
+    while left := [task for task in tasks if task.number not in ended]:
+        if not lives:
+            raise _dying(left)
+        before = len(ended)
+        for task, trial in _results(open_executor(anew), function, left, time_):
+            ended[task.number] = trial
+            while given < len(tasks) and tasks[given].number in ended:
+                ready = ended[tasks[given].number]
+                given += 1
+                if ready is not None:
+                    yield ready
+        anew, lives = True, lives - 1 if len(ended) == before else _LIVES
 
 
 def _results(
@@ -146,11 +173,8 @@ def _result(future: Future[Trial | None]) -> tuple[Trial | None, bool]:
     """A future's result, and whether its worker was lost."""
     try:
         return future.result(), False
-    except (BrokenExecutor, CancelledError):
-        return None, True
     except Exception as e:
-        # dask's own exceptions of lost workers, which cannot be named without dask
-        if type(e).__name__ in ("KilledWorker", "CommClosedError", "FutureCancelledError"):
+        if is_loss(e):
             return None, True
         raise
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
+from onnxshrink.core.intervals import ratio_margin_db
 from onnxshrink.search.constraints import judge
 from onnxshrink.search.known import SIZES, Known
 from onnxshrink.search.pareto import Objectives, dominates, front, hypervolume
@@ -13,7 +15,8 @@ from onnxshrink.search.record import drift_db, objectives
 from onnxshrink.search.trial import Point, Trial, size_of, trunk_of
 
 MARGIN_DB = 1.0
-"""So much worse a probe must be than another, or than a limit, to be ruled out: it sees only a few samples."""
+"""So much worse than a limit a probe must be to be ruled out, for it sees only a few samples; and than another probe
+where nothing is known of each sample."""
 
 _INTEGER_COST = 0.5
 """Time of a multiply-accumulate in integers relative to float: it only orders models that no clock has seen."""
@@ -54,15 +57,26 @@ def _compared(known: Known, trunk: Point, *, inside: bool) -> list[tuple[Trial, 
 
 def _better(probe: Trial, probes: Sequence[tuple[Trial, Objectives]]) -> Trial | None:
     mine = next(likely for other, likely in probes if other is probe)
-    better = (other for other, theirs in probes if _beats(theirs, mine, first=other.number < probe.number))
-    return next(better, None)
+    return next((other for other, theirs in probes if _beats(other, theirs, probe, mine)), None)
 
 
-def _beats(better: Objectives, other: Objectives, *, first: bool) -> bool:
+def _beats(better: Trial, theirs: Objectives, probe: Trial, mine: Objectives) -> bool:
     """True if one probe is no larger, no slower and nearer by more than chance; of equal ones, the first."""
-    if better == other:
-        return first
-    return dominates(better, other) and (better[1] <= other[1] - MARGIN_DB or better[1] == other[1])
+    if theirs == mine:
+        return better.number < probe.number
+    return dominates(theirs, mine) and theirs[1] <= mine[1] - _chance_db(better, probe)
+
+
+def _chance_db(one: Trial, other: Trial) -> float:
+    """How much of the difference between two probes may be chance: both saw the same samples, and so few of them."""
+    if one.errors == other.errors and drift_of(one) == drift_of(other):
+        return 0.0
+    margin = _margin(one.errors, other.errors) if len(one.errors) == len(other.errors) else math.inf
+    return margin if math.isfinite(margin) else MARGIN_DB
+
+
+_margin = lru_cache(maxsize=1 << 16)(ratio_margin_db)
+"""A search asks for the same pairs over and over."""
 
 
 def is_hopeless(known: Known, probe: Trial) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from onnxshrink.calibration.calibrate import Calibration, save_calibration
 from onnxshrink.calibration.health import examine
 from onnxshrink.calibration.parts import observe_parts
 from onnxshrink.calibration.prepare import prepare
+from onnxshrink.config.data import Data
 from onnxshrink.config.stages import Calibrate
 from onnxshrink.core.artifact import Artifact, Facts
 from onnxshrink.core.errors import DataError
-from onnxshrink.data.reader import Reader
+from onnxshrink.core.tensors import TensorSpec
+from onnxshrink.data.reader import Reader, open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.stages.context import Context
 
@@ -34,13 +38,13 @@ def calibrate(settings: Calibrate, source: Artifact, out: Path, ctx: Context) ->
     model = prepare(load_model(source.model_path), where=ctx.step)
     specs = input_specs(model)
 
-    def open_samples(batch_size: int) -> Reader:
-        reader = ctx.reader("calibration", specs, batch_size=batch_size)
-        if reader is None:  # the config refuses this; the Python API may not
-            raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
-        return reader
-
-    observed = observe_parts(model, open_samples, events=ctx.events, step=ctx.step, name=ctx.step)
+    data = ctx.data.calibration
+    if data is None:  # the config refuses this; the Python API may not
+        raise DataError("there are no calibration samples", where=ctx.step, fix="give the data role `calibration`")
+    open_samples = partial(_opened, data, specs)
+    observed = observe_parts(
+        model, open_samples, events=ctx.events, step=ctx.step, name=ctx.step, sharding=ctx.sharding
+    )
     calibration = Calibration.of(observed)
     health = examine(observed, calibration, model)
     save_calibration(calibration, out)
@@ -55,3 +59,8 @@ def calibrate(settings: Calibrate, source: Artifact, out: Path, ctx: Context) ->
         "health": health.facts(),
         "warnings": [str(finding) for finding in health.findings],
     }
+
+
+def _opened(data: Data, specs: Sequence[TensorSpec], batch_size: int) -> Reader:
+    """The samples, in any process."""
+    return open_reader(data, specs, batch_size=batch_size)

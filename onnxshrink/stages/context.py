@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from onnxshrink.calibration.parts import Sharding
 from onnxshrink.config.data import DataRoles, Role
 from onnxshrink.config.source import ModelSource
 from onnxshrink.config.stages import AnyStage
@@ -30,6 +31,7 @@ class Context:
         scratch: A folder, not yet made, for what a killed run can go on from. It belongs to the step's memo key, so all
             that can change the result is the same in the run that finds it; it is removed when the step is done. None
             where nothing is kept.
+        sharding: Where the shards of a calibration run; None counts all of it here. It changes no result.
     """
 
     step: str
@@ -39,6 +41,7 @@ class Context:
     open: Callable[[ModelSource], Artifact]
     derive: Callable[[AnyStage, Artifact], Artifact]
     scratch: Path | None = None
+    sharding: Sharding | None = None
 
     def reader(
         self, role: Role, specs: Sequence[TensorSpec], *, batch_size: int = 16, labels: bool = False

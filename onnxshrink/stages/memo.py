@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnxshrink
+from onnxshrink.calibration.parts import Sharding
 from onnxshrink.config.base import fingerprint
 from onnxshrink.config.data import DataRoles, Role
 from onnxshrink.config.source import ModelSource, OnnxSource
@@ -52,14 +53,25 @@ class Memo:
         seed: Seed of everything random.
         events: Listener for progress.
         team: This process's part, where there are several.
+        sharding: Where the shards of a calibration run.
     """
 
-    def __init__(self, store: Store, data: DataRoles, seed: int, events: Events, team: Team | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        data: DataRoles,
+        seed: int,
+        events: Events,
+        team: Team | None = None,
+        *,
+        sharding: Sharding | None = None,
+    ) -> None:
         self._store = store
         self._data = data
         self._seed = seed
         self._events = events
         self._team = team
+        self._sharding = sharding
         self._steps: dict[Digest, tuple[Step, Artifact]] = {}
         self._failures: dict[Digest, ShrinkError] = {}
         self._sources: dict[str, Any] = {}
@@ -150,6 +162,7 @@ class Memo:
             open=lambda source: self.open(source, f"{step} ▸ source"),
             derive=lambda stage, artifact: self.derive(stage, artifact, f"{step} ▸ {stage.kind}"),
             scratch=scratch,
+            sharding=self._sharding,
         )
 
     def data_key(self, role: Role) -> Any:

@@ -44,6 +44,27 @@ def run_trainings(config: RunConfig, memo: Memo) -> None:
             continue
 
 
+def is_trained(config: RunConfig, store: Store) -> bool:
+    """True if every step up to the last that trains is in the store, of every branch."""
+    try:
+        run_trainings(config, Memo(store, config.data, config.seed, _OnlyFound()))
+    except _NotMade:
+        return False
+    return True
+
+
+class _NotMade(BaseException):
+    """A step is not in the store; no `Exception`, as `Events` wants it."""
+
+
+class _OnlyFound(Silent):
+    """A listener that lets nothing be done."""
+
+    def started(self, step: str) -> None:
+        """End the work before it begins."""
+        raise _NotMade(step)
+
+
 def follow(config: RunConfig, *, base: Path = Path()) -> None:
     """What every process but the first does in place of `onnxshrink.pipeline.run`: train with it, silently.
 

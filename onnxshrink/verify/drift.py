@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxshrink.core.drift import IDENTICAL, Drift
+from onnxshrink.core.drift import IDENTICAL, N_LISTED, Drift
 from onnxshrink.core.errors import DataError, ModelError
 from onnxshrink.core.intervals import wilson_interval
 from onnxshrink.core.report import Metric, finite
@@ -30,11 +30,14 @@ class Comparison:
             Where inputs were cast, the other notes say so.
         worst_samples: For each output whose axis 0 is the samples, those with the largest relative error, as plain
             JSON: ``sample``, ``relative_l2``, ``max_abs_error``, ``sqnr_db``; None for what has no finite value.
+        sample_errors: For each such output, where all are finite and there are few samples, `N_LISTED` at most: the sum
+            of ``(reference - candidate)**2`` of every one.
         partner: The candidate's output for each of the reference's.
     """
 
     metrics: tuple[Metric, ...]
     worst_samples: dict[str, list[dict[str, Any]]]
+    sample_errors: dict[str, list[float]]
     partner: dict[str, str]
 
 
@@ -85,6 +88,11 @@ def compare_outputs(
     return Comparison(
         tuple(replace(metric, note=metric.note or candidate.interface.note) for metric in metrics),
         {name: _worst_samples(drift) for name, drift in total.items() if drift.n_rows == done},
+        {
+            name: list(drift.first_squares)
+            for name, drift in total.items()
+            if drift.n_rows == done <= N_LISTED and drift.flaw is None
+        },
         partner,
     )
 

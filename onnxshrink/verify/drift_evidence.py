@@ -23,9 +23,10 @@ class DriftEvidence:
         model: Path of the candidate.
 
     Attributes:
-        details: For `Candidate.details`. ``worst_samples`` by target and output, see `Comparison`; ``drift_split`` by
-            target for quantized models: ``against``, what stands between the float and the deployed model, and the
-            operators ``not_covered`` by it; or ``declined``, the reason.
+        details: For `Candidate.details`. ``worst_samples`` by target and output, see `Comparison`; likewise
+            ``sample_errors``, where the samples are few; ``drift_split`` by target for quantized models: ``against``,
+            what stands between the float and the deployed model, and the operators ``not_covered`` by it; or
+            ``declined``, the reason.
     """
 
     def __init__(self, model: Path) -> None:
@@ -63,6 +64,8 @@ class DriftEvidence:
         literal = self._literal(reference, candidate) if self._quantized else None
         found = compare_outputs(reference, candidate, reader, target, progress, literal=literal)
         self.details.setdefault("worst_samples", {})[target] = found.worst_samples
+        if found.sample_errors:
+            self.details.setdefault("sample_errors", {})[target] = found.sample_errors
         steps = (
             Metric("output_step", self._steps[own], target=target, output=name)
             for name, own in found.partner.items()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxshrink.config.gates import Gates, Select, Target
+from onnxshrink.config.gates import Gates, Select, Target, on_target
 from onnxshrink.core.intervals import samples_to_decide
 from onnxshrink.core.report import Candidate, Metric, Verdict
 from onnxshrink.verify.drift_gates import judge_agreement, judge_error, judge_sqnr
@@ -78,9 +78,10 @@ def judge_on(
     """As `judge`, on the targets of these names; ``clocked`` are those on which latency is measured."""
     verdicts = []
     for gate, limit in gates.limits.items():
-        for target in [None] if gate in _ONCE else clocked if gate in TIMED else names:
+        on = [None] if gate in _ONCE else clocked if gate in TIMED else names
+        for target in limit if isinstance(limit, Mapping) else on:
             mine = [metric for metric in metrics if metric.target == target]
-            verdict = _judge(gate, limit, mine)
+            verdict = _judge(gate, on_target(limit, target), mine)
             verdicts.append(replace(_strict(verdict) if gates.strict else verdict, target=target))
     return tuple(verdicts)
 

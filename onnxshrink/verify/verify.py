@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from onnxshrink.config.gates import Target
+from onnxshrink.config.gates import Target, on_target
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.errors import DataError
@@ -199,8 +199,8 @@ def measure_latency(
                 seconds=target.latency_seconds,
                 rng=np.random.default_rng(config.seed),
                 cpu_clock=time.thread_time_ns if cpu_clock == "thread" else time.process_time_ns,
-                max_ratio=None if is_reference else config.gates.max_latency_ratio,
-                max_ms=config.gates.max_latency_ms,
+                max_ratio=None if is_reference else on_target(config.gates.max_latency_ratio, target.name),
+                max_ms=on_target(config.gates.max_latency_ms, target.name),
                 progress=progress,
             )
         if is_reference:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from functools import reduce
+import pickle
+from concurrent.futures import Executor, Future
+from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from onnx_models import ArrayReader, cnn, samples_of
 from onnxruntime.quantization.quant_utils import compute_scale_zp
 
+from onnxshrink.calibration.parts import Sharding, observe_parts
+from onnxshrink.calibration.prepare import prepare
 from onnxshrink.calibration.ranges import percentile_range, value_range
 from onnxshrink.calibration.statistics import TensorStatistics
 from onnxshrink.config.stages import CalibrationMethod
@@ -51,6 +57,38 @@ def test_merging_knows_no_grouping(a: NDArray[np.float32], b: NDArray[np.float32
     x, y, z = counted(a), counted(b), counted(c)
     assert content(x.merge(y).merge(z)) == content(x.merge(y.merge(z)))
     assert content(x.merge(y)) == content(y.merge(x))
+
+
+class Elsewhere(Executor):
+    """Runs a task at once, on copies as another process would have them."""
+
+    def submit(self, fn: Any, /, *args: Any, **_: Any) -> Future[Any]:
+        """Done when it is given."""
+        future: Future[Any] = Future()
+        work, arguments = pickle.loads(pickle.dumps((fn, args)))  # noqa: S301  our own
+        future.set_result(pickle.loads(pickle.dumps(work(*arguments))))  # noqa: S301  our own
+        return future
+
+
+NET = prepare(cnn(), where="test")
+SAMPLES = samples_of(cnn(), 70)
+
+
+def opened(n_samples: int, batch_size: int) -> ArrayReader:
+    return ArrayReader({name: values[:n_samples] for name, values in SAMPLES.items()}, batch_size)
+
+
+@settings(LAW, max_examples=25)
+@given(st.integers(1, 70), st.integers(1, 12))
+def test_shards_are_one_pass(n_samples: int, n_shards: int) -> None:
+    """However many samples are cut into however many shards: the same parts, counts and extremes, byte for byte."""
+    whole = observe_parts(NET, partial(opened, n_samples))
+    sharded = observe_parts(NET, partial(opened, n_samples), sharding=Sharding(Elsewhere(), n_shards))
+    assert sharded.samples == whole.samples
+    assert list(sharded.counted) == list(whole.counted)
+    for name, parts in whole.counted.items():
+        for one, other in zip(parts, sharded.counted[name], strict=True):
+            assert content(one.merge(TensorStatistics())) == content(other.merge(TensorStatistics()))
 
 
 @LAW

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import reduce
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -112,7 +114,7 @@ def test_shards_in_threads_are_one_pass(shards: int, tmp_path: Path) -> None:
     """Shards on threads, more than batches too, give the file of one pass byte for byte."""
     model = prepare(nets.cnn(), where="test")
     with ThreadPoolExecutor(2) as pool:
-        sharded = observe_all(model, opened, executor=pool, shards=shards)
+        sharded = observe_all(model, opened, sharding=parts.Sharding(pool, shards))
     assert file_of(sharded, tmp_path) == file_of(observe_all(model, opened), tmp_path)
 
 
@@ -120,7 +122,7 @@ def test_shards_in_threads_are_one_pass(shards: int, tmp_path: Path) -> None:
 def test_shards_in_processes_are_one_pass(processes: Executor, tmp_path: Path) -> None:
     """Shards in processes give the file of one pass byte for byte."""
     model = prepare(nets.cnn(), where="test")
-    sharded = observe_all(model, opened, executor=processes, shards=3)
+    sharded = observe_all(model, opened, sharding=parts.Sharding(processes, 3))
     assert file_of(sharded, tmp_path) == file_of(observe_all(model, opened), tmp_path)
 
 
@@ -128,7 +130,41 @@ def test_shards_in_processes_are_one_pass(processes: Executor, tmp_path: Path) -
 def test_errors_come_back_from_processes(processes: Executor) -> None:
     """A shard's error names the sample by its number in the whole stream."""
     with pytest.raises(DataError, match="sample 29"):
-        observe_all(prepare(nets.cnn(), where="test"), opened_bad, executor=processes, shards=3)
+        observe_all(prepare(nets.cnn(), where="test"), opened_bad, sharding=parts.Sharding(processes, 3))
+
+
+def test_shards_end_in_time_and_none_is_left_at_work() -> None:
+    """At the given moment each ends after the batch it is at; those not begun never are."""
+    model = prepare(nets.cnn(), where="test")
+    begun: list[int] = []
+
+    def slow(batch_size: int) -> nets.ArrayReader:
+        begun.append(batch_size)
+        return opened(batch_size)
+
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(TimeoutError):
+            observe_all(model, slow, sharding=parts.Sharding(pool, 8, until=time.time()))
+        assert len(begun) < 2 + 8
+        before = len(begun)
+        pool.submit(int).result()
+        assert len(begun) == before
+
+
+def test_a_shard_that_was_lost_with_its_worker_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that does not answer holds nobody beyond the time and a grace."""
+    monkeypatch.setattr(parts, "_GRACE_SECONDS", 0.05)
+
+    class Gone(Executor):
+        def submit(self, fn: Any, /, *_: Any, **__: Any) -> Future[Any]:
+            """Never done, and it cannot be called off."""
+            del fn
+            future: Future[Any] = Future()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(TimeoutError):
+        observe_all(prepare(nets.cnn(), where="test"), opened, sharding=parts.Sharding(Gone(), 2, until=time.time()))
 
 
 def test_shards_merge_in_any_order(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from onnx_models import cnn, samples_of
 
 from onnxshrink.config.budget import Budget
-from onnxshrink.config.gates import Gates
+from onnxshrink.config.gates import Gates, on_target
 from onnxshrink.config.load import validate
 from onnxshrink.core.errors import ConfigError
 
@@ -59,6 +59,19 @@ SMALL = {"max_size": "1 MB"}
             "budget.minimize",
             "measured on no target",
         ),
+        (
+            {"budget": {"max_latency_ratio": {"cpu": 0.5, "gpu": 0.7}}},
+            "budget.max_latency_ratio.gpu",
+            "there is no target 'gpu'",
+        ),
+        (
+            {"gates": {"max_latency_ms": {"cpu x2": 5}}, "targets": [{}, {"threads": 2, "latency": False}]},
+            "gates.max_latency_ms.cpu x2",
+            "latency is not measured on the target 'cpu x2'",
+        ),
+        ({"budget": {"max_latency_ratio": {}}}, "budget.max_latency_ratio", "one for each target"),
+        ({"budget": {"max_latency_ratio": {"cpu": 0}}}, "budget.max_latency_ratio", "a number above 0"),
+        ({"budget": {"max_latency_ratio": True}}, "budget.max_latency_ratio", "a number above 0"),
         ({"budget": {**SMALL, "families": ["static"]}}, "budget.families[0]", "nothing of the family 'static'"),
         ({"budget": {**SMALL, "families": ["fp16", "pruned"]}}, "budget.families[1]", "nothing of the family 'pruned'"),
         (
@@ -113,3 +126,13 @@ def test_the_gates_hold_in_a_budget_unless_it_says_otherwise() -> None:
     assert budget.limits == {"min_sqnr_db": 15, "max_size": 20, "max_compressed_size": 9, "max_macs": 7}
     assert budget.strict
     assert budget.as_gates == Gates(max_size=20, min_sqnr_db=15, max_macs=7, max_compressed_size=9, strict=True)
+
+
+def test_a_limit_of_latency_may_be_each_targets_own(folder: Path) -> None:
+    """By the names that the report has; what is not named has none."""
+    limits = {"max_latency_ratio": {"cpu": 0.6, "cpu x2": "0.8"}, "max_latency_ms": 5}
+    config = validate({"model": ONNX, "budget": limits, "targets": [{}, {"threads": 2}, {"threads": 4}]}, base=folder)
+    assert config.budget is not None
+    ratio = config.budget.max_latency_ratio
+    assert [on_target(ratio, target.name) for target in config.targets] == [0.6, 0.8, None]
+    assert {on_target(config.budget.max_latency_ms, target.name) for target in config.targets} == {5.0}

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from onnxshrink.core.drift import CANDIDATE_NAN, INFINITE, REFERENCE_NAN, Drift
+from onnxshrink.core.drift import CANDIDATE_NAN, INFINITE, N_LISTED, REFERENCE_NAN, Drift
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.worst import N_WORST
 
@@ -114,6 +114,17 @@ def test_the_worst_rows_are_named_in_order() -> None:
     one = drift(ref[rest[0]][None], cand[rest[0]][None])
     assert worst[2].sqnr_db == pytest.approx(one.sqnr_db)
     assert len(drift(ref[:5], cand[:5]).worst) == 2
+
+
+def test_the_first_rows_have_their_own_errors() -> None:
+    """As numpy sums them, in order, over batches of any size; no more of them than are listed."""
+    rng = np.random.default_rng(0)
+    ref, cand = rng.normal(size=(2, 50, 3, 2))
+    squares = ((ref - cand) ** 2).sum(axis=(1, 2))
+    for size in (1, 7, 40, 50):
+        assert drift(ref, cand, size).first_squares == pytest.approx(squares[:N_LISTED])
+    few = drift(ref[:20], cand[:20])
+    assert sum(few.first_squares) == pytest.approx(few.sum_squares)
 
 
 def test_equal_errors_name_the_earlier_rows() -> None:

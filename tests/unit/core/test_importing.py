@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -295,3 +296,24 @@ def test_a_missing_source_is_refused(tmp_path: Path, write: Write) -> None:
     write("users_nets.py", "")
     for entry in ("users_missing:build", "users_pkg.missing:build", "users_nets.build:x"):
         assert "cannot find the source" in refused(tmp_path, entry, source_digest).what
+
+
+def test_a_source_is_read_for_its_imports_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search asks at every trial; a file that changed is another source."""
+    (tmp_path / "asked.py").write_text("import lent\n")
+    (tmp_path / "lent.py").write_text("x = 'test_a_source_is_read_for_its_imports_once'\n")
+    parsed: list[bytes] = []
+
+    def parse(source: bytes) -> ast.Module:
+        parsed.append(source)
+        return plain(source)
+
+    plain = ast.parse
+    monkeypatch.setattr(ast, "parse", parse)
+    with search_path(tmp_path):
+        first = source_digest("asked:f")
+        assert source_digest("asked:f") == first
+        assert len(parsed) <= 2
+        (tmp_path / "lent.py").write_text("x = 'another one'\n")
+        assert source_digest("asked:f") != first
+    assert parsed[-1] == b"x = 'another one'\n"

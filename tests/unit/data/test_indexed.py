@@ -16,7 +16,7 @@ import pytest
 from onnxshrink.config.data import Data, NpyData, NpzData
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import Batch, TensorSpec
-from onnxshrink.data.indexed import HeldSamples, Indexed, by_number
+from onnxshrink.data.indexed import HeldSamples, Indexed, by_number, in_order, numbered
 from onnxshrink.data.reader import open_reader
 
 X = TensorSpec("x", "float32", ("batch", 3))
@@ -173,3 +173,30 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path, form: str) -> None:
         tracemalloc.stop()
     assert peak < 5_000_000
     assert mapped_bytes() - before < 10_000_000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_every_nth_batch_is_read_alone(tmp_path: Path, count: int) -> None:
+    """With its number and that of its first sample; of samples that lie by number no others are read."""
+    read: list[int] = []
+
+    class Counted(HeldSamples):
+        def take(self, numbers: Any, draw: Any = None) -> Batch:
+            """Kept."""
+            read.extend(numbers.tolist())
+            return super().take(numbers, draw)
+
+    source = Counted("memory", {"x": values(11)})
+    np.savez(tmp_path / "x.npz", x=values(11))
+    streamed = open_reader(NpzData(npz=tmp_path / "x.npz"), (X,), batch_size=4)
+    indexed = in_order(source, (X,), batch_size=4)
+    for index in range(count):
+        read.clear()
+        mine = list(numbered(indexed, (X,), index, count))
+        wanted = [number for number in range(3) if number % count == index]
+        assert [(number, start) for number, start, _ in mine] == [(number, 4 * number) for number in wanted]
+        assert read == [row for number in wanted for row in range(4 * number, min(4 * number + 4, 11))]
+        for (_, _, batch), other in zip(mine, numbered(streamed, (X,), index, count), strict=True):
+            assert mine[0][:2] == (index, 4 * index)
+            np.testing.assert_array_equal(batch["x"], other[2]["x"])
+    assert [batch["x"].tolist() for batch in indexed] == [batch["x"].tolist() for batch in streamed]

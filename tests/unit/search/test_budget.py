@@ -53,9 +53,9 @@ class World:
         """Seconds."""
         return self.now
 
-    def _attempt(self, space: Space, runs: Path, until: float, task: Task) -> Trial | None:
+    def _attempt(self, space: Space, runs: Path, until: float, task: Task, *, processes: int) -> Trial | None:
         """As if it had taken its time; larger schemes are nearer."""
-        del runs
+        del runs, processes
         labels = [option.label for option in space.dimensions[-1].options]
         place = labels.index(task.point[SCHEME])
         seconds = SECONDS[task.depth]
@@ -187,8 +187,8 @@ def test_models_equal_byte_for_byte_are_timed_once(folder: Path, monkeypatch: py
     world = World(monkeypatch, passing=lambda _: False)
     real = world._attempt
 
-    def same(*arguments: Any) -> Trial | None:
-        trial = real(*arguments)
+    def same(*arguments: Any, **more: Any) -> Trial | None:
+        trial = real(*arguments, **more)
         return None if trial is None else Trial(trial.number, trial.point, trial.status, trial.metrics, "equal")
 
     monkeypatch.setattr(module, "attempt_until", same)
@@ -289,6 +289,7 @@ def test_a_search_under_a_launcher_is_refused(folder: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="launcher") as caught:
         search(folder, World(monkeypatch), {})
     assert "parallel" in (caught.value.fix or "")
+    assert "processes_per_training" in (caught.value.fix or "")
 
 
 def test_a_model_that_is_none_is_told_before_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from onnxshrink.core.drift import IDENTICAL
 from onnxshrink.core.report import Metric, worst
 from onnxshrink.search.constraints import METRICS, judge, misses, nearest
 from onnxshrink.search.trial import Trial
+from onnxshrink.search.wording import relax
 from onnxshrink.verify import gates
 
 LIMITS = {
@@ -117,3 +118,17 @@ def test_nearest_is_the_least_miss_of_one_limit_alone() -> None:
     trials = [at(0, 3.0, 0.5), at(1, 1.2, 0.5), at(2, 0.5, 4.0), at(3, 0.6, 2.0), at(4, 1.1, 1.1)]
     assert {limit: t.number for limit, t in nearest(wanted, trials).items()} == {"max_size": 1, "max_accuracy_drop": 3}
     assert nearest(wanted, [at(4, 1.1, 1.1)]) == {}
+
+
+def test_of_targets_with_limits_of_their_own_the_farthest_off_is_the_miss() -> None:
+    """It is judged against its own limit, not against the strictest, and named; one that was not timed fails."""
+    wanted = budget(max_latency_ratio={"cpu": 0.6, "cpu x2": 1.0})
+    fast, slow = Metric("latency_ratio", 0.7, target="cpu"), Metric("latency_ratio", 1.5, target="cpu x2")
+    (miss,) = misses(wanted, trial(fast, slow))
+    assert (miss.target, miss.asked, miss.needed) == ("cpu x2", 1.0, 1.5)
+    assert relax(miss) == "max_latency_ratio on cpu x2 to 1.5"
+    (miss,) = misses(wanted, trial(fast, replace(slow, value=0.9)))
+    assert (miss.target, miss.asked, miss.needed) == ("cpu", 0.6, 0.7)
+    assert judge(wanted, trial(replace(fast, value=0.5), replace(slow, value=0.9))) == {"max_latency_ratio": "passed"}
+    assert misses(wanted, trial(replace(fast, value=0.5)))[0].target == "cpu x2"
+    assert judge(wanted, trial(replace(fast, value=0.5)))["max_latency_ratio"] == "failed"

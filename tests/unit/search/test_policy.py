@@ -43,6 +43,20 @@ def test_what_misses_the_limit_by_far_is_not_measured_fully() -> None:
     assert {t.point[SCHEME] for t in trials if t.status == "evaluated"} == {"static", "near"}
 
 
+HARD = [1.0, 50.0, 2.0, 9.0] * 100
+"""Squared errors of samples, some of which are hard for any model."""
+
+
+def test_what_a_probe_shows_to_be_worse_is_not_measured_fully() -> None:
+    """Two thirds of a decibel are enough where two models err alike on the same samples, and one is not where not."""
+    alike = {"a": [1e-5 * e for e in HARD], "b": [1.1e-5 * e + 1e-5 * (n % 3) for n, e in enumerate(HARD)]}
+    apart = {"a": alike["a"], "b": [1.25e-5 * e for e in (*HARD[2:], *HARD[:2])]}
+    for errors, n_evaluated in ((alike, 1), (apart, 2)):
+        world = World((20,), {"a": (1.0, 0.0), "b": (1.5, 0.0)}, labelled=False, errors=errors)
+        found = searched(world, Budget(max_size=10**6))
+        assert [trial.status for trial in found].count("evaluated") == n_evaluated
+
+
 def test_where_nothing_fits_the_nearest_misses_are_measured() -> None:
     """A limit that nothing keeps is met with models that say what it would cost: in bytes, and in quality."""
     trials = searched(World((20,), SCHEMES, labelled=False), Budget(max_size=350, min_sqnr_db=29))

@@ -15,7 +15,6 @@ from onnxshrink.config.stages import Calibrate
 from onnxshrink.core.errors import DataError
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import Reader
-from onnxshrink.stages import context
 from onnxshrink.stages.calibrate import calibrate
 
 
@@ -28,7 +27,7 @@ def test_facts_tell_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert [spec.name for spec in specs] == ["x", "keep"]
         return reader
 
-    monkeypatch.setattr(context, "open_reader", open_reader)
+    monkeypatch.setattr("onnxshrink.stages.calibrate.open_reader", open_reader)
     source = nets.artifact_of(model, tmp_path / "source")
     ctx = nets.context_of(reader, tmp_path)
     ctx = replace(ctx, data=ctx.data.model_copy(update={"calibration": object()}))

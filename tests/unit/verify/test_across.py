@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 from onnx_models import ArrayReader, cnn, model_of, samples_of
 
+import onnxshrink.verify.verify as verify_module
 from onnxshrink.config.gates import Gates, Target
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact, digest_folder
@@ -140,6 +141,22 @@ def test_a_target_without_latency_is_not_timed_and_has_no_latency_gate(tmp_path:
     assert [(v.gate, v.target) for v in verdicts] == [
         ("min_sqnr_db", "cpu"), ("min_sqnr_db", "cpu x2"), ("max_latency_ratio", "cpu"),
     ]  # fmt: skip
+
+
+def test_each_target_is_timed_until_its_own_limit_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of one is told nothing of another's limit."""
+    row, config = row_and_config(tmp_path, {"latency_seconds": 0.05}, {"threads": 2, "latency_seconds": 0.05})
+    gates = Gates(max_latency_ms={"cpu x2": 50.0})
+    told, plain = [], verify_module.measure_pairs
+
+    def measure(*args: Any, **settings: Any) -> Any:
+        told.append(settings["max_ms"])
+        return plain(*args, **settings)
+
+    monkeypatch.setattr(verify_module, "measure_pairs", measure)
+    config = config.model_copy(update={"gates": gates})
+    measure_latency(name="v", artifact=row.artifact, reference=row.reference, config=config, events=Silent())
+    assert told == [None, 50.0]
 
 
 def test_a_latency_gate_that_no_target_can_meet_is_a_mistake(tmp_path: Path) -> None:

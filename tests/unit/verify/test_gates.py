@@ -121,6 +121,12 @@ def test_each_target_is_judged_and_size_once() -> None:
     ]
     assert verdicts[0].reason == "model size 61,000 bytes exceeds the limit of 60,000 bytes"
     assert "latency_seconds" in verdicts[3].reason
+    own = judge(Gates(max_latency_ratio={"cpu x2": 1.6, "gone": 1}, max_latency_ms={"cpu": 1}), metrics, targets)
+    assert [(v.gate, v.target, v.limit, v.outcome) for v in own] == [
+        ("max_latency_ratio", "cpu x2", 1.6, "passed"),
+        ("max_latency_ratio", "gone", 1, "failed"),
+        ("max_latency_ms", "cpu", 1, "failed"),
+    ]
 
 
 def test_errors_are_not_told_in_points() -> None:
