@@ -168,6 +168,16 @@ def test_a_notebook_shows_a_table(folder: Path) -> None:
     assert f"<td>{size.value / 1000:,.1f} kB</td>" in html
 
 
+def test_a_notebook_tells_the_cosine_of_the_task_from_that_of_an_output() -> None:
+    """Both have one name; the column is the task's."""
+    metrics = (Metric("cosine", 0.25, target="cpu", output="y"), Metric("cosine", 0.75, target="cpu"))
+    config = {"data": {"evaluation": {"metric": "cosine"}}}
+    row = Candidate("int8", "variant", "", "", metrics)
+    html = onnxshrink.Report("r", config, (row,), (), None, "", {}, {}, 0.0)._repr_html_()
+    assert "<td>0.75</td>" in html
+    assert "0.25" not in html
+
+
 def test_names_cannot_smuggle_markup_into_a_notebook() -> None:
     """Names, targets, notes, reasons and warnings are text."""
     evil = "<script>x</script>"

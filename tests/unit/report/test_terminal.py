@@ -72,6 +72,19 @@ def test_a_long_name_is_whole() -> None:
     assert max(map(len, lines)) <= 40
 
 
+def test_the_cosine_of_the_task_is_not_that_of_an_output() -> None:
+    """Drift has one of the same name, nearer to 1: neither the score nor its change is taken of it."""
+
+    def judged(name: str, role: Any, cosine: float) -> Candidate:
+        drift = Metric("cosine", 1.0, target="cpu", output="y")
+        return Candidate(name, role, "", "", (drift, Metric("cosine", cosine, "ratio", target="cpu")))
+
+    text = shown(judged("reference", "reference", 0.75), judged("int8", "variant", 0.5))
+    assert [line.split()[1:] for line in text.splitlines() if line.startswith("  ")][1:] == [
+        ["75.0%"], ["50.0%", "-25.0", "no", "gates"],
+    ]  # fmt: skip
+
+
 def measured(name: str, role: str, size: float, top1: float, drop: float | None, **more: Any) -> Candidate:
     """A row as a run leaves it; ``ratio`` is value, lo, hi."""
     metrics = [Metric("size_bytes", size, "bytes"), Metric("top1", top1, "ratio", target="cpu")]
