@@ -6,19 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxshrink.core.report import Candidate, Metric, Report, Step, Verdict
-from onnxshrink.report.evidence import sizes
+from onnxshrink.report.evidence import latency, sizes, trade_offs
+from onnxshrink.report.fidelity import ranges
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
 from onnxshrink.report.html import render
 from onnxshrink.report.side_by_side import compare_reports
-from onnxshrink.report.summary import on
-from onnxshrink.report.svg import Scale, apart
+from onnxshrink.report.summary import on, summarize
+from onnxshrink.report.svg import WIDTH, Scale, apart, brief
 from onnxshrink.report.terminal import task_metric
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
@@ -161,6 +162,117 @@ def test_the_first_screen_says_what_to_do() -> None:
     }
     for expected, case in heads.items():
         assert [text for _, text in Parsed(render(case)).all("h1")] == [expected]
+
+
+def test_without_a_winner_the_nearest_shows_what_is_missing() -> None:
+    """The figures of the variant that fails the fewest gates, and why it fails; never those of one without a model."""
+    unmade = Candidate("gone", "variant", "", "", (), (Verdict("completed", 1.0, "failed", "it could not be made"),))
+    far = row("far", 9e4, 0.9, 3.0, "failed")
+    far = replace(far, verdicts=(*far.verdicts, Verdict("min_sqnr_db", 20.0, "failed", "3 dB is below 20")))
+    near = row("near", 7e4, 0.9, 30.0, "failed")
+    report = replace(full(), candidates=(unmade, far, near), winner=None, selection="no model keeps every limit")
+    summary = summarize(report)
+    assert summary.reason == "no model keeps every limit"
+    assert summary.shown == "The nearest, near: model size 70,000 bytes"
+    assert [card.title for card in summary.cards] == ["Size", "top1", "Accuracy drop", "Latency ratio", "Lowest SQNR"]
+    parsed = Parsed(render(report))
+    shown = [a["data-row"] for a, _ in parsed.all("data")]
+    assert shown[0] == "near"
+    captions = [text for _, text in parsed.all("span") if text.startswith("Gates of")]
+    assert captions == ["Gates of near: failed", "Gates of far: failed", "Gates of gone: failed"]
+    assert summarize(replace(report, candidates=(unmade,))).cards == ()
+
+
+def many(n: int) -> Report:
+    """As a search leaves it: names differ in their last letters, and all have every topic."""
+    details = full().candidate("int8").details
+    rows = [
+        row(
+            f"static_per_channel_mse_compact_without_the_first-{i}", 36_000 + 700 * (i * 11 % n), 0.76 - i / n / 9, 40.4
+        )
+        for i in range(n)
+    ]
+    rows = [replace(one, details=details) for one in rows]
+    return replace(full(), candidates=(full().candidates[0], *rows), winner=rows[n // 2].name)
+
+
+def test_thirty_variants_stay_a_page() -> None:
+    """All of them are in the tables; drawn and looked at closely are the winner and those nearest to it."""
+    report = many(30)
+    one, page = render(many(6)), render(report)
+    assert len(page) < 3 * len(one)
+    parsed = Parsed(page)
+    compared = [a["data-row"] for a, _ in parsed.all("data") if a["data-metric"] == "integer_coverage"]
+    assert compared == ["teacher", *(one.name for one in report.variants)]
+    titles = [text for _, text in parsed.all("figcaption")]
+    assert sum("where the error is born" in title for title in titles) == 6
+    assert next(title for title in titles if "where the error is born" in title).startswith(str(report.winner))
+    assert page.count("Of 30 variants the 6") >= 4
+    assert "Of 6 variants" not in one
+    folded = [text for _, text in parsed.all("summary") if text.startswith("Gates of")]
+    assert len(folded) == 27
+
+
+@pytest.mark.parametrize("n", [6, 30])
+def test_labels_stay_in_their_drawing(n: int) -> None:
+    """However long names are and however many: no label is cut at the edge, and no drawing has more than a few."""
+    for section in (trade_offs(many(n)), latency(many(n)), sizes(many(n))):
+        for figure in (block for block in section.blocks if block.kind == "figure"):
+            labels = list(Parsed(figure.svg).all("text"))
+            assert len(labels) < 35
+            for place, words in labels:
+                x, wide = float(str(place["x"])), 6.9 * len(words)
+                start = {"start": x, "middle": x - wide / 2, "end": x - wide}[str(place["text-anchor"])]
+                assert start >= -1, words
+                assert start + wide <= WIDTH + 8, words
+                assert 0 < float(str(place["y"])) <= float(figure.svg.split('"')[1].split(" ")[3])
+
+
+def test_no_label_of_a_scatter_lies_on_another() -> None:
+    """Neither those on one side of their points nor those that meet in the middle."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = [
+            Point(f"variant_{i}" * int(n), 10.0**x, y, None, on_front=True, tip="")
+            for i, (x, y, n) in enumerate(
+                zip(rng.uniform(0, 1, 8), rng.uniform(0, 1, 8), rng.integers(1, 4, 8), strict=True)
+            )
+        ]
+        drawn = Parsed(scatter(points, "t", names=("x", "y"), said=(str, str))).all("text")
+        found = [(a, words) for a, words in drawn if a.get("class") == "halo"]
+        assert len(found) >= 7
+        boxes = []
+        for place, words in found:
+            x, wide = float(str(place["x"])), 6.9 * len(words)
+            boxes.append((x - wide if place["text-anchor"] == "end" else x, wide, float(str(place["y"]))))
+        for (x, wide, y), (other, width, height) in combinations(boxes, 2):
+            assert abs(y - height) >= 14 or x + wide <= other or other + width <= x
+
+
+def test_a_long_name_keeps_its_ends() -> None:
+    """What tells names apart is at their end, what they are at their start; short ones stay."""
+    assert brief("static_per_channel_mse_compact-15", 144.0) == "static_pe…compact-15"
+    assert brief("int8", 144.0) == "int8"
+
+
+def test_pictures_stand_once_for_a_model() -> None:
+    """A second target with the same worst samples has its figures, and not their pictures again."""
+    (sample,) = full().candidate("int8").details["worst_samples"]["cpu"]["logits"]
+    details = full().candidate("int8").details
+    again = {"cpu": {"logits": [sample]}, "cpu x2": {"logits": [sample]}, "gpu": {"logits": [sample | {"sample": 18}]}}
+    report = replace(full(), candidates=(row("int8", 1e4, 0.9, 30.0, **(details | {"worst_samples": again})),))
+    page = render(report, {"17": PICTURE, "18": PICTURE})
+    assert len(list(Parsed(page).all("img"))) == 2
+    assert page.count("Worst samples of int8 on cpu x2") >= 2
+
+
+def test_a_range_without_an_end_has_no_histogram() -> None:
+    """Its other figures stand in the table."""
+    details = full().candidate("int8").details
+    cut = {name: value for name, value in details["ranges"]["w"].items() if name != "lo"}
+    report = replace(full(), candidates=(row("int8", 1e4, 0.9, 30.0, **(details | {"ranges": {"w": cut}})),))
+    (note, table) = ranges(report).blocks
+    assert (note.kind, table.kind) == ("note", "table")
 
 
 def test_names_are_text_wherever_they_stand() -> None:
@@ -307,12 +419,21 @@ def test_drawings_stand_odd_numbers() -> None:
         curves({"loss": [0.0, 0.0]}, "t", axis="loss"),
         curves({"loss": [1e9, 1e-9], "kl": [math.pi] * 2}, "t", axis="loss"),
         stack([], "t"),
+        stack([("integer", 1.0, "a", "c2"), ("float", 0.0, "b", "c4")], "t"),
         histogram([0.0, 0.0], [0], (0.0, 0.0), "t", 0),
     ]
     for svg in drawn:
         assert "nan" not in svg
         assert "inf" not in svg
         Parsed(svg)
+
+
+def test_what_has_no_share_of_a_bar_can_be_seen() -> None:
+    """A float island without multiply-accumulates is a line of some width, and the bar stays as long as it is."""
+    drawn = stack([("integer", 1.0, "a", "c2"), ("float", 0.0, "b", "c4"), ("integer", 0.0, "c", "c2")], "t")
+    widths = [float(str(a["width"])) for a, _ in Parsed(drawn).all("rect")]
+    assert min(widths) > 2
+    assert sum(widths) == pytest.approx(WIDTH, abs=0.1)
 
 
 def test_two_runs_stand_side_by_side() -> None:

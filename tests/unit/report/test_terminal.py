@@ -181,6 +181,18 @@ def test_colour_says_what_intervals_say() -> None:
     assert "\x1b" not in plain.getvalue()
 
 
+def test_a_failed_run_leads_on_from_what_there_is(tmp_path: Path) -> None:
+    """A variant that could not be made fails one gate only, and no command can look at it; the page is always there."""
+    (tmp_path / "report.html").touch()
+    unmade = Candidate("gone", "variant", "", "", (), (Verdict("completed", 1.0, "failed", "it could not be made"),))
+    report = Report("r", CONFIG, (REFERENCE, unmade, LONG), (), None, "no variant passed every gate", {}, {}, 0.0)
+    steps = next_steps(report, tmp_path)
+    assert f"onnxshrink inspect {tmp_path / LONG.model}" in steps
+    assert steps[-1] == f"open {tmp_path / 'report.html'}"
+    alone = Report("r", CONFIG, (REFERENCE, unmade), (), None, "no variant passed every gate", {}, {}, 0.0)
+    assert next_steps(alone, tmp_path) == (f"open {tmp_path / 'report.html'}",)
+
+
 def test_what_is_too_big_or_too_slow_may_be_searched_for(tmp_path: Path) -> None:
     """The next step names every gate as the search takes it; a search does not lead to itself, nor does drift."""
     slow = Verdict("max_latency_ratio", 0.5, "failed", "too slow", "cpu")
