@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from onnxshrink.core.report import Candidate, Metric, Report, Step, Verdict
+from onnxshrink.report import trials
 from onnxshrink.report.evidence import latency, sizes, trade_offs
 from onnxshrink.report.fidelity import ranges
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
@@ -325,6 +326,65 @@ def test_old_reports_render_without_empty_sections() -> None:
     assert not {"Latency", "Ranges", "Calibration", "Training", "Search", "Steps", "Warnings"} & set(titles)
     bare = Report("r", {}, (), (), None, "nothing was measured", {}, {}, 0.0)
     assert "nothing was measured" in render(bare)
+
+
+def trial(number: int, size: float, drop: float | None, **more: Any) -> dict[str, Any]:
+    metrics = [Metric("size_bytes", size, "bytes"), Metric("sqnr_db", 30.0 - number, "dB", target="cpu", output="y")]
+    if drop is not None:
+        metrics += [
+            Metric("accuracy_drop", value, "ratio", target=t) for value, t in ((drop, "cpu"), (drop / 2, "gpu"))
+        ]
+    return {
+        "number": number,
+        "point": {"width": "8"},
+        "status": "evaluated",
+        "metrics": list(map(asdict, metrics)),
+    } | more
+
+
+def test_a_search_without_a_winner_says_what_to_relax() -> None:
+    """Each limit with what was asked for and what suffices, rounded so that it does, as a config has them."""
+    known = {
+        "selection": "no model keeps every limit",
+        "trials": [trial(1, 1693.0, 0.02, name="fp16-1", label="width 8, fp16", limits={"max_size": "failed"})],
+        "nearest": [
+            {"trial": 1, "misses": [{"limit": "max_size", "asked": 1000.0, "needed": 1691.0, "share": 0.7}]},
+            {"trial": 1, "misses": [{"limit": "min_sqnr_db", "asked": 40.0, "needed": 28.999, "share": 0.3}]},
+            {"trial": 9, "misses": [{"limit": "max_macs", "asked": 1.0, "needed": None, "share": None}]},
+        ],
+    }
+    note, relax, tried = trials.search(known).blocks
+    assert note.kind == "note"
+    assert note.text == known["selection"]
+    assert relax.kind == tried.kind == "table"
+    assert [[cell.parts[0] for cell in row] for row in relax.rows] == [
+        ["max_size", "1 kB", "1.7 kB", "width 8, fp16 (fp16-1)"],
+        ["min_sqnr_db", "40 dB", "28.9 dB", "width 8, fp16 (fp16-1)"],
+    ]  # fmt: skip
+    (cells,) = tried.rows
+    assert [cell.parts[0] for cell in cells] == [
+        "1", "width 8, fp16 (fp16-1)", "evaluated", "1.7 kB", "+2.00 pt", "29.0 dB", "max_size",
+    ]  # fmt: skip
+
+
+def test_a_search_shows_its_course() -> None:
+    """Trials by size and accuracy drop, worst over targets, or by SQNR where none is scored; and each better one."""
+    known = {
+        "n_points": 8, "counts": {"evaluated": 2, "failed": 0}, "is_whole": False, "front": [2], "winner": 2,
+        "history": [{"trial": 1, "work_seconds": 3.0, "size_bytes": 9e3}, {"trial": 2, "work_seconds": 5.5}],
+    }  # fmt: skip
+    scored, bare = (trials.search(known | {"trials": [trial(1, 9e3, d), trial(2, 5e3, d)]}) for d in (0.01, None))
+    figure, history, tried = scored.blocks
+    assert figure.kind == "figure"
+    tips = [a["data-tip"] for a, _ in Parsed(figure.svg).all("g") if "data-tip" in a]
+    assert tips[1] == "2, width=8: 5.0 kB, accuracy drop +1.00 pt, evaluated"
+    assert "+1 pt" in [words for _, words in Parsed(figure.svg).all("text")]
+    assert history.kind == tried.kind == "table"
+    assert [row[2].parts[0] for row in history.rows] == ["3.0 s", "5.5 s"]
+    assert tried.caption == "2 trials of 8 models: 2 evaluated; the search ended before all was tried"
+    by_drift = bare.blocks[0]
+    assert by_drift.kind == "figure"
+    assert "lowest SQNR 28.0 dB" in by_drift.svg
 
 
 def test_every_topic_has_its_section() -> None:
