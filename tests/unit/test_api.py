@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import logging
 import subprocess
 import sys
@@ -154,6 +155,22 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(folder: Path, capsys
     assert out == ""
     assert "quantize_static" in err
     assert "\x1b" not in err
+
+
+def test_progress_in_a_notebook_is_plain_lines_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard output, without cursor moves, though a kernel sets FORCE_COLOR as if it were a terminal."""
+    shell = type("ZMQInteractiveShell", (), {})  # by this name rich knows a notebook
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    with onnxshrink.progress() as events:
+        onnxshrink.run(folder / "cfg.yaml", runs=folder / "runs", events=events)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "quantize_static" in out
+    assert "\x1b" not in out
 
 
 def test_a_notebook_shows_a_table(folder: Path) -> None:
