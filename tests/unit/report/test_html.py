@@ -488,6 +488,14 @@ def test_drawings_stand_odd_numbers() -> None:
         Parsed(svg)
 
 
+def test_runs_of_one_minute_are_told_apart() -> None:
+    """A small run is done in a second: the columns of two must not have one name."""
+    one, other = (replace(full(), finished=f"2026-11-22T17:51:{second}+00:00") for second in (50, 51))
+    (_, _, table, *_) = next(s for s in compare_reports(one, other) if s.title == "Winners").blocks
+    assert table.kind == "table"
+    assert len(set(table.headers)) == 4
+
+
 def test_what_has_no_share_of_a_bar_can_be_seen() -> None:
     """A float island without multiply-accumulates is a line of some width, and the bar stays as long as it is."""
     drawn = stack([("integer", 1.0, "a", "c2"), ("float", 0.0, "b", "c4"), ("integer", 0.0, "c", "c2")], "t")
@@ -511,7 +519,7 @@ def test_two_runs_stand_side_by_side() -> None:
     assert found["top1"] == "the same"
     assert found["lowest SQNR"] == "+5.4 dB"
     assert only.kind == "note"
-    assert only.text == "Only in digits, 2026-11-22 17:51: teacher, fp32"
+    assert only.text == "Only in digits, 2026-11-22 17:51:50: teacher, fp32"
     (config,) = sections["Config"].blocks
     assert config.kind == "table"
     assert [[str(cell.parts[0]) for cell in r] for r in config.rows] == [["stages[0].epochs", "–", "3"]]  # noqa: RUF001
