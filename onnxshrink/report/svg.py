@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+from onnxshrink.report.terminal import shortened
+
 WIDTH = 440.0
 N_COLOURS = 7
 """Classes ``c0`` to ``c6``: the palette of Okabe and Ito without yellow, which no white page shows."""
@@ -56,9 +58,8 @@ def room(words: str) -> float:
 
 
 def brief(words: str, width: float) -> str:
-    """A label that fits: what is too long loses its middle, as names of a kind differ at their ends."""
-    n = max(int(width / _LETTER), 3)
-    return words if len(words) <= n else f"{words[: n - 1 - n // 2]}…{words[len(words) - n // 2 :]}"
+    """A label that fits: see `shortened`."""
+    return shortened(words, max(int(width / _LETTER), 3))
 
 
 def below(x: float, y: float, words: str) -> Markup:

@@ -231,6 +231,11 @@ def format_count(value: float) -> str:
     return f"{value:.2f} G"
 
 
+def shortened(words: str, n: int) -> str:
+    """At most ``n`` letters: what is too long loses its middle, as names of a kind differ at their ends."""
+    return words if len(words) <= n else f"{words[: n - 1 - n // 2]}…{words[len(words) - n // 2 :]}"
+
+
 def _bytes(metric: Metric | None) -> str:
     return format_bytes(metric.value) if metric and metric.value is not None else ""
 
