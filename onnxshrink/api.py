@@ -103,5 +103,8 @@ def progress() -> AbstractContextManager[Events]:
         onnxshrink.run("my.yaml", events=events)
     ```
     """
-    notebook = Console().is_jupyter  # there, standard error is painted as if something were wrong
-    return listener(Console(stderr=not notebook, force_jupyter=False))
+    if Console().is_jupyter:
+        # There, standard error is painted as if something were wrong; and kernels set FORCE_COLOR, by which rich takes
+        # a notebook for a terminal, whose cursor moves end as a pile of bars.
+        return listener(Console(force_jupyter=False, force_terminal=False))
+    return listener(Console(stderr=True))

@@ -15,9 +15,10 @@ from onnxshrink.config.stages import QuantizeDynamic, QuantizeStatic
 from onnxshrink.core.artifact import ONNX_FILE
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
 from onnxshrink.core.events import Events, Logged
+from onnxshrink.core.files import require_files
 from onnxshrink.core.report import Report
 from onnxshrink.core.store import require_output, write_atomically
-from onnxshrink.core.tensors import LABELS, did_you_mean
+from onnxshrink.core.tensors import LABELS
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.pipeline import run
 from onnxshrink.report.pages import PAGES
@@ -63,7 +64,7 @@ def quantize(
     """
     model, data, out = Path(model), Path(data), Path(out)
     evaluation = None if evaluation is None else Path(evaluation)
-    _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
+    require_files(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
     choice = _choice(scheme, model, data, stage or {})
     config = _config(
@@ -117,7 +118,7 @@ def compare(
         ShrinkError: Something the user can fix.
     """
     reference, candidate, data = Path(reference), Path(candidate), Path(data)
-    _require(reference=reference, candidate=candidate, data=data)
+    require_files(reference=reference, candidate=candidate, data=data)
     config = _config(
         reference,
         evaluation=data,
@@ -170,7 +171,7 @@ def fit(
 
     model, data, out, runs = Path(model), Path(data), Path(out), Path(runs)
     evaluation = None if evaluation is None else Path(evaluation)
-    _require(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
+    require_files(model=model, data=data, **({"eval-data": evaluation} if evaluation else {}))
     require_output(out, model, data, evaluation or data)
     if "max_accuracy_drop" in budget and LABELS not in zipped_arrays(evaluation or data):
         raise ConfigError(
@@ -224,19 +225,6 @@ def _stages(scheme: Scheme, stage: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"kind": "quantize_static", **stage}]
     reduce_range = detect_isa() == "x86_avx2"
     return [{"kind": "smooth_quant"}, {"kind": "quantize_dynamic", "reduce_range": reduce_range, **stage}]
-
-
-def _require(**files: Path) -> None:
-    for name, path in files.items():
-        if not path.is_file():
-            beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise ConfigError(
-                f"there is no file {path}",
-                where=name,
-                got="a folder" if path.is_dir() else "nothing",
-                want="data.npz" if "data" in name else "model.onnx",
-                fix=did_you_mean(path.name, beside) or "check the spelling; relative paths start at the working folder",
-            )
 
 
 def _config(

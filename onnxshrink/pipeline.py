@@ -29,6 +29,7 @@ from onnxshrink.rows import Latencies, Proof, closer, draw_worst, judged, measur
 from onnxshrink.runtime.processes import Leader
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import model_inputs, preflight
+from onnxshrink.stages.rehearsal import rehearse_exports
 from onnxshrink.stages.together import run_trainings, trains
 from onnxshrink.verify.across import parted
 from onnxshrink.verify.caveats import disturbed, guessing, noisy, undecided, unexplained, unlabelled, unpaid, unproven
@@ -96,6 +97,7 @@ def run(
         leader = _leader(config, processes, events)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
         if leader is not None:
+            rehearse_exports(config, Memo(Store(runs / ".store"), config.data, config.seed, events))
             run_trainings(config, memo)
             leader.dismiss()
         proofs: list[Proof] = []

@@ -18,6 +18,7 @@ from onnxshrink.runtime.graph import input_specs, load_model
 from onnxshrink.stages.memo import Memo
 from onnxshrink.stages.preflight import refuse_labels
 from onnxshrink.stages.references import original_of, quantized_from, reference_of
+from onnxshrink.stages.rehearsal import rehearse_exports
 from onnxshrink.verify.accuracy import Scores
 from onnxshrink.verify.across import compare_targets
 from onnxshrink.verify.close_up import look_closer
@@ -57,11 +58,13 @@ def prove(config: RunConfig, memo: Memo, candidates: Mapping[str, Path], events:
         events: Listener for progress.
 
     Raises:
-        ShrinkError: No variant can be made, one fails for another reason than the model, or labels do not fit it.
+        ShrinkError: No variant can be made, one fails for another reason than the model, labels do not fit it, or what
+            is to be trained could not be exported.
     """
     source = memo.open(config.model)
     facts = next((step.facts for step in memo.steps if step.name == "source"), {})
     refuse_labels(config, facts.get("classes", ()))
+    rehearse_exports(config, memo)
     trunk = memo.fold(source, config.stages)
     branches, failures = _branches(config, memo, trunk, candidates)
     rows = tuple(_rows(config, memo, trunk, branches))

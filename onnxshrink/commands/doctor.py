@@ -30,4 +30,4 @@ def doctor(
         sys.stdout.write(found.to_json())
     else:
         print_diagnosis(found, Console(quiet=quiet))
-    return 0 if found.is_fine else 1
+    return found.exit_status

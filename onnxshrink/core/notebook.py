@@ -44,8 +44,9 @@ def _row(row: Candidate, names: tuple[str, ...], target: str | None, *, wins: bo
 
 
 def _found(row: Candidate, name: str, target: str | None) -> Metric | None:
-    """The metric on that target, or on none; of several outputs the lowest, and one without a value last."""
+    """The metric on that target, or on none; of outputs alone the lowest, and one without a value last."""
     found = [m for m in row.metrics if m.name == name and m.target in (None, target)]
+    found = [m for m in found if m.output is None] or found
     return min(found, key=lambda m: float("inf") if m.value is None else m.value, default=None)
 
 

@@ -123,11 +123,14 @@ class Candidate:
     details: dict[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str, *, target: str | None = None, output: str | None = None) -> Metric | None:
-        """The first metric of that name, of that target and output where they are given."""
-        for metric in self.metrics:
-            if metric.name == name and target in (None, metric.target) and output in (None, metric.output):
-                return metric
-        return None
+        """The first metric of that name, of that target and output where they are given.
+
+        Without ``output`` one of the whole model goes before those of its outputs: of both there is a ``cosine``.
+        """
+        found = [
+            m for m in self.metrics if m.name == name and target in (None, m.target) and output in (None, m.output)
+        ]
+        return min(found, key=lambda m: m.output is not None, default=None)
 
     @property
     def outcome(self) -> Outcome:

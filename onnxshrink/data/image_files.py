@@ -139,7 +139,13 @@ def _of_split(rows: Sequence[Mapping[str, str]], split: str, columns: Sequence[s
 def _chosen(paths: Sequence[Path], labels: Array | None, settings: ImageData, where: str) -> ImageFiles:
     """The first ``max_samples``."""
     if not paths:
-        raise DataError("there are no images", where=where, want=f"files ending in {', '.join(sorted(_SUFFIXES))}")
+        raise DataError(
+            "there are no images",
+            where=where,
+            got="none",
+            want=f"files ending in {', '.join(sorted(_SUFFIXES))}",
+            fix="name the folder that holds them, or one that holds a folder for each class; an index needs rows",
+        )
     count = settings.max_samples
     return ImageFiles(where, tuple(paths[:count]), None if labels is None else labels[:count])
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.machine import machine, versions
+from onnxshrink.report.labelled import labelled
 from onnxshrink.report.terminal import format_bytes
 from onnxshrink.runtime.installation import (
     Finding,
@@ -67,6 +67,11 @@ class Diagnosis:
         """Nothing that was found is known to go wrong."""
         return not any(finding.level == "bad" for finding in self.findings)
 
+    @property
+    def exit_status(self) -> int:
+        """0, or 1 with something that is known to go wrong."""
+        return 0 if self.is_fine else 1
+
     def to_json(self) -> str:
         """Everything as JSON text."""
         document = asdict(self) | {"is_fine": self.is_fine}
@@ -95,24 +100,18 @@ def diagnose(store: Path = Path("runs")) -> Diagnosis:
         int8=int8,
         limits=limits,
         missing_extras=missing_extras(),
-        findings=(*find_conflicts(libraries, wheels), *_scarce(limits)),
+        findings=(*find_conflicts(libraries, wheels), *scarce(limits)),
     )
 
 
 def print_diagnosis(found: Diagnosis, console: Console) -> None:
     """Print it in 80 columns; what is wrong comes last, where it is read."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in _rows(found):
-        table.add_row(label, text)
-    console.print(table)
+    console.print(labelled(*_rows(found)))
     console.print()
     for finding in found.findings:
-        style = "red" if finding.level == "bad" else "yellow"
-        console.print(Text.assemble((finding.level, style), f"  {finding.what}"))
-        console.print(Text(f"      fix     {finding.fix}"))
-        console.print(Text(f"      source  {finding.source}", style="dim"))
+        level = Text(finding.level, "red" if finding.level == "bad" else "yellow")
+        console.print(labelled((level, finding.what), ("fix", finding.fix), ("source", Text(finding.source, "dim"))))
+        console.print()
     n_bad = sum(finding.level == "bad" for finding in found.findings)
     if n_bad:
         console.print(Text(f"{n_bad} known problem{'s' if n_bad > 1 else ''}", style="bold red"))
@@ -171,7 +170,8 @@ def _int8() -> tuple[str | None, tuple[str, ...]]:
     return isa, (f"{isa}: `types: auto` is {scheme.types}", *scheme.reasons)
 
 
-def _scarce(limits: Limits) -> Iterator[Finding]:
+def scarce(limits: Limits) -> Iterator[Finding]:
+    """What there is little of: notes, since other work can end and disks can be emptied."""
     if limits.disk_free_bytes < _LITTLE_BYTES:
         yield Finding(
             "note",

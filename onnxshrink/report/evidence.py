@@ -6,6 +6,7 @@ Each gives no blocks where its evidence is missing, as in reports of older versi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,10 +28,12 @@ from onnxshrink.report.blocks import (
     topic,
 )
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, is_dominated, ridges, scatter
-from onnxshrink.report.summary import baseline_of, on, targets_of, worst_sqnr
+from onnxshrink.report.next_steps import ranked
+from onnxshrink.report.summary import baseline_of, in_detail, on, targets_of, worst_sqnr
 from onnxshrink.report.terminal import format_bytes, format_count, task_metric
 
 _NAMES = {"prune_channels": "pruned channels", "export": "fp32 ONNX", "optimize": "optimized ONNX"}
+_MOST_LABELS = 8
 _WITHIN = "▸"
 """Stands in the names of steps that served another one."""
 
@@ -62,18 +65,21 @@ def trade_offs(report: Report) -> Section:
         timed = [(row, on(row, "latency_ratio", target)) for row in rows]
         where = f" on {target}" if target else ""
         name = metric or "lowest SQNR"
-        blocks += _scatter(judged, f"Size and {name}{where}", name, target, None)
-        blocks += _scatter(timed, f"Size and latency ratio{where}", "latency ratio", target, 1.0)
+        chosen = report.winner
+        blocks += _scatter(judged, f"Size and {name}{where}", name, target, winner=chosen)
+        blocks += _scatter(timed, f"Size and latency ratio{where}", "latency ratio", target, winner=chosen, level=1.0)
     return Section("trade-offs", "Trade-offs", tuple(blocks))
 
 
 def latency(report: Report) -> Section:
     """Every pair of every candidate, and how it was timed."""
     blocks: list[Block] = []
+    chosen, others = in_detail(report)
     targets = dict.fromkeys(name for row in report.candidates for name in topic(row, "latency"))
     for target in targets:
         rows = [row for row in report.candidates if target in topic(row, "latency") and row.name != "reference"]
-        pairs = [(row, *_times(row.details["latency"][target])) for row in rows]
+        close = [row for row in rows if row.role != "variant" or row in chosen]
+        pairs = [(row, *_times(row.details["latency"][target])) for row in close]
         pairs = [(row, ours, theirs) for row, ours, theirs in pairs if ours.size and ours.size == theirs.size]
         if not pairs:
             continue
@@ -92,7 +98,7 @@ def latency(report: Report) -> Section:
         found = [_ridge(row, "latency_p50_ms", ours, target, 1e-6) for row, ours, _ in pairs]
         blocks.append(Figure(title, ridges(found, title, axis="ms", said="{:.3g}".format)))
         blocks.append(Note(_protocol(rows[0].details["latency"][target])))
-    return Section("latency", "Latency", tuple(blocks))
+    return Section("latency", "Latency", (*others, *blocks) if blocks else ())
 
 
 def package(report: Report) -> Section:
@@ -120,8 +126,7 @@ def _sizes(report: Report) -> Iterator[tuple[str, float, str]]:
     base = baseline_of(report)
     if base and base.role == "original" and _size(base) < float("inf"):
         rows.append((base.name, _size(base), "its ONNX file"))
-    winner = next((row for row in report.variants if row.name == report.winner), None)
-    winner = winner or min(report.variants, key=_size, default=None)
+    winner = next((row for row in ranked(report) if _size(row) < float("inf")), None)
     names = dict(_NAMES) | ({"source": "student"} if any(step.kind == "distill" for step in report.steps) else {})
     for step in report.steps:
         branch, _, kind = step.name.rpartition("/")
@@ -158,7 +163,13 @@ def _size(row: Candidate) -> float:
 
 
 def _scatter(
-    rows: list[tuple[Candidate, Metric | None]], title: str, axis: str, target: str | None, level: float | None
+    rows: list[tuple[Candidate, Metric | None]],
+    title: str,
+    axis: str,
+    target: str | None,
+    *,
+    winner: str | None,
+    level: float | None = None,
 ) -> Iterator[Figure]:
     found = [(row, m) for row, m in rows if m is not None and m.value is not None and _size(row) > 0]
     if len(found) < 2:
@@ -180,8 +191,18 @@ def _scatter(
         points.append(Point(row.name, _size(row), m.value, ends, on_front, tip))
         front = text("on the front" if on_front else "another is no worse in both")
         cells.append((text(row.name), measured(row, row.metric("size_bytes")), measured(row, m), front))
+    points = _labelled(points, winner)
     drawn = scatter(points, title, names=("size", axis), said=(format_bytes, _said_as(found[0][1])), level=level)
     yield Figure(title, drawn, table(title, ("model", "size", axis, "front"), cells))
+
+
+def _labelled(points: list[Point], winner: str | None) -> list[Point]:
+    """All with their names, or where those would lie on each other, the winner and some of the front."""
+    if len(points) <= _MOST_LABELS:
+        return points
+    wanted = sorted(points, key=lambda point: (point.name != winner, not point.on_front))[:_MOST_LABELS]
+    kept = {point.name for point in wanted if point.on_front or point.name == winner}
+    return [point if point.name in kept else replace(point, name="") for point in points]
 
 
 def _said_as(metric: Metric) -> Any:

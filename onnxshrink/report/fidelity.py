@@ -5,7 +5,7 @@ Each gives no blocks where its evidence is missing, as in reports of older versi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxshrink.core.report import Candidate, Metric, Report
@@ -24,7 +24,7 @@ from onnxshrink.report.blocks import (
     topic,
 )
 from onnxshrink.report.figures import Bar, bars, histogram, stack
-from onnxshrink.report.summary import on, targets_of
+from onnxshrink.report.summary import in_detail, on, targets_of
 
 _MAX_HISTOGRAMS = 8
 _HISTOGRAMS = (
@@ -64,18 +64,18 @@ def drift(report: Report, pictures: Mapping[str, str]) -> Section:
             "SQNR, quantization alone", "SQNR, kernels alone",
         )  # fmt: skip
         blocks.append(table("Drift of each output against the reference's", headers, rows))
-    blocks += [Note(line) for line in _splits(report)]
-    for row in report.variants:
-        blocks += _nodes(row)
-    for row in report.variants:
-        blocks += _worst(row, pictures)
+    chosen, others = in_detail(report)
+    close = [*(Note(line) for line in _splits(chosen)), *(block for row in chosen for block in _nodes(row))]
+    close += [block for row in chosen for block in _worst(row, pictures)]
+    blocks += [*others, *close] if close else []
     return Section("drift", "Drift", tuple(blocks))
 
 
 def coverage(report: Report) -> Section:
     """How much of each model runs in integers, where the float islands are, and why."""
+    chosen, others = in_detail(report)
     blocks: list[Block] = []
-    for row in report.variants:
+    for row in chosen:
         for target in targets_of(report):
             metric = on(row, "integer_coverage", target)
             if metric is None or metric.value is None:
@@ -84,13 +84,14 @@ def coverage(report: Report) -> Section:
             segments = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
             if metric.value or segments:
                 blocks += _covered(row, metric, segments)
-    return Section("coverage", "Integer coverage", tuple(blocks))
+    return Section("coverage", "Integer coverage", (*others, *blocks) if blocks else ())
 
 
 def ranges(report: Report) -> Section:
     """Histograms of weights and activations with what the grid holds of them; more of them of the winner."""
+    chosen, others = in_detail(report)
     blocks: list[Block] = []
-    for row in sorted(report.variants, key=lambda row: row.name != report.winner):
+    for row in chosen:
         found = {name: value for name, value in topic(row, "ranges").items() if isinstance(value, dict)}
         if not found:
             continue
@@ -105,24 +106,24 @@ def ranges(report: Report) -> Section:
         headers = ("tensor", "kind", "from", "to", "largest scale", "scales", "clipped", "SQNR in dB")
         shown = Table(f"Chosen ranges of {row.name}, the worst first", headers, tuple(cells))
         for i, (name, value) in enumerate([*found.items()][: _MAX_HISTOGRAMS if row.name == report.winner else 4]):
-            if value.get("counts") and len(value.get("edges") or ()) == len(value["counts"]) + 1:
+            ends = (value.get("lo"), value.get("hi"))
+            is_whole = None not in ends and len(value.get("edges") or ()) == len(value.get("counts") or ()) + 1
+            if value.get("counts") and is_whole:
                 ratio = value.get("clipped_ratio") or 0.0
                 clipped = f"{ratio:.3%} clipped" if ratio else "nothing clipped"
                 title = f"{row.name}: {value.get('kind') or 'values'} {name}, {clipped}"
-                chosen = (float(value["lo"]), float(value["hi"]))
+                held = (float(value["lo"]), float(value["hi"]))
                 drawn = histogram(
-                    value["edges"], value["counts"], chosen, title, 0 if value.get("kind") == "weight" else 1
+                    value["edges"], value["counts"], held, title, 0 if value.get("kind") == "weight" else 1
                 )
                 blocks.append(Figure(title, drawn, shown if i == 0 else None))
         if not any(block.kind == "figure" and block.table is shown for block in blocks):
             blocks.append(shown)
-    if blocks:
-        blocks.insert(0, Note(_HISTOGRAMS))
-    return Section("ranges", "Ranges", tuple(blocks))
+    return Section("ranges", "Ranges", (Note(_HISTOGRAMS), *others, *blocks) if blocks else ())
 
 
-def _splits(report: Report) -> Iterator[str]:
-    for row in report.variants:
+def _splits(rows: Sequence[Candidate]) -> Iterator[str]:
+    for row in rows:
         for target, found in topic(row, "drift_split").items():
             if not isinstance(found, Mapping):
                 continue
@@ -160,6 +161,7 @@ def _nodes(row: Candidate) -> Iterator[Block]:
 
 
 def _worst(row: Candidate, pictures: Mapping[str, str]) -> Iterator[Block]:
+    drawn: set[tuple[str, ...]] = set()
     for target, outputs in topic(row, "worst_samples").items():
         for output, samples in outputs.items() if isinstance(outputs, Mapping) else ():
             if not samples:
@@ -178,7 +180,10 @@ def _worst(row: Candidate, pictures: Mapping[str, str]) -> Iterator[Block]:
                 for number, sample in numbers
                 if pictures.get(number, "").startswith(_PNG)
             )
-            if shown:
+            # Targets seldom differ in their worst samples, and pictures weigh most of a page.
+            names = tuple(number for number, _ in numbers)
+            if shown and names not in drawn:
+                drawn.add(names)
                 yield Gallery(title, shown)
             yield table(title, ("sample", "relative error", "largest error", "SQNR in dB"), cells, folded=True)
 

@@ -15,18 +15,26 @@ from onnxshrink.report.svg import (
     Scale,
     apart,
     axes,
+    below,
+    brief,
     colour,
     drawing,
     label,
     line,
     mark,
     polyline,
+    room,
     scale_of,
     tag,
 )
 
 _LEFT, _RIGHT, _TOP = 58.0, WIDTH - 12.0, 30.0
 _BINS = 80
+_STEPS = sorted(range(-12, 13), key=lambda step: (abs(step), -step))
+"""Heights that a label is tried at, the nearest first."""
+
+_LEAST_WIDTH = 2.5
+"""Of a part of a bar: what has no share is seen and can be pointed at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,8 @@ def bars(rows: Sequence[Bar], title: str, *, number: int = 3) -> Markup:
     parts: list[str] = []
     for i, row in enumerate(rows):
         y = 40.0 * i
-        parts += [label(0, y + 14, row.name), label(WIDTH, y + 14, row.text, anchor="end", class_="strong")]
+        parts.append(label(0, y + 14, brief(row.name, WIDTH - room(row.text) - 16)))
+        parts.append(label(WIDTH, y + 14, row.text, anchor="end", class_="strong"))
         if row.before is not None and row.before > row.value:
             parts.append(tag("rect", x=0.0, y=y + 20, width=x(row.before), height=12.0, class_="lost"))
         width = max(x(row.value), 1.0)
@@ -124,19 +133,31 @@ def scatter(
 
 
 def _labels(points: Sequence[Point], x: Scale, y: Scale) -> Iterator[Markup]:
-    """Names beside their points, towards the middle; where a neighbour is in the way, beyond it and with the mark."""
-    for is_right in (False, True):
-        side = [i for i, point in enumerate(points) if point.name and (x(point.x) > WIDTH * 0.6) == is_right]
-        heights = apart([y(points[i].y) + 4 for i in side], 15.0, y.start - 4)
-        sign, anchor = (-1.0, "end") if is_right else (1.0, "start")
-        for i, height in zip(side, heights, strict=True):
-            at = x(points[i].x)
-            near = [x(p.x) for p in points if 0 < sign * (x(p.x) - at) < 30 and abs(y(p.y) + 4 - height) < 20]
-            if near:
-                at = max(near) if sign > 0 else min(near)
-                yield mark(at + 14 * sign, height - 4, i, f"{colour(i)} small")
-                at += 12 * sign
-            yield label(at + 9 * sign, height, points[i].name, anchor=anchor, class_="halo")
+    """Names beside their points, towards where there is room; where a neighbour is in the way, beyond it and marked.
+
+    Each is as near to its point's height as those before leave it, the uppermost first.
+    """
+    places = [(x(point.x), y(point.y) + 4) for point in points]
+    taken: list[tuple[float, float, float]] = []
+    for i in sorted((i for i, point in enumerate(points) if point.name), key=lambda i: places[i][1]):
+        name = brief(points[i].name, WIDTH * 0.43)
+        sign = -1.0 if places[i][0] + room(name) + 40 > WIDTH else 1.0
+        for height in (places[i][1] + 15 * step for step in _STEPS):
+            start, is_beyond = _beside(places, places[i][0], height, sign)
+            low, high = sorted((start, start + sign * room(name)))
+            is_free = all(abs(height - other) > 14.5 or low > right or left > high for left, right, other in taken)
+            if is_free and _TOP <= height < y.start:
+                taken.append((low, high, height))
+                if is_beyond:
+                    yield mark(start - 7 * sign, height - 4, i, f"{colour(i)} small")
+                yield label(start, height, name, anchor="end" if sign < 0 else "start", class_="halo")
+                break
+
+
+def _beside(places: Sequence[tuple[float, float]], at: float, height: float, sign: float) -> tuple[float, bool]:
+    """Where the name of a point at ``at`` begins at a height, and whether that is beyond a neighbour."""
+    near = [sign * x for x, y in places if 0 < sign * (x - at) < 30 and abs(y - height) < 20]
+    return (sign * (max(near) + 21), True) if near else (at + 9 * sign, False)
 
 
 def ridges(
@@ -155,7 +176,7 @@ def ridges(
     parts: list[str] = []
     for value in x.ticks():
         parts += [line(x(value), 6, x(value), bottom + 4, "grid")]
-        parts += [label(x(value), bottom + 17, said(value), anchor="middle")]
+        parts += [below(x(value), bottom + 17, said(value))]
     if level is not None:
         parts.append(line(x(level), 6, x(level), bottom, "level"))
     for i, (row, values) in enumerate(zip(rows, positive, strict=True)):
@@ -164,7 +185,7 @@ def ridges(
         outline = [(x(float(edge)), base - 32.0 * n / max(counts.max(), 1)) for edge, n in _steps(edges, counts)]
         area = " ".join(f"{a:.1f},{b:.1f}" for a, b in [(outline[0][0], base), *outline, (outline[-1][0], base)])
         parts.append(tag("polygon", points=area, class_=f"area {colour(i)}", data_tip=row.tip))
-        parts.append(label(4, base - 36, row.name, class_="halo"))
+        parts.append(label(4, base - 36, brief(row.name, WIDTH - 8), class_="halo"))
         if row.middle is not None:
             ends = row.ends or (row.middle, row.middle)
             parts.append(line(x(ends[0]), base + 4, x(ends[1]), base + 4, f"interval {colour(i)}"))
@@ -178,7 +199,8 @@ def curves(series: Mapping[str, Sequence[float]], title: str, *, axis: str) -> M
     values = [v for row in series.values() for v in row if math.isfinite(v)]
     log = min(values) > 0 and max(values) / min(values) > 20
     length = max(map(len, series.values()))
-    x = Scale(1.0, max(float(length), 1.5), _LEFT, _RIGHT - 70)
+    names = [brief(name, 150) for name in series]
+    x = Scale(1.0, max(float(length), 1.5), _LEFT, _RIGHT - 9 - max(60.0, *map(room, names)))
     y = scale_of(values, 200.0, _TOP, log=log)
     parts: list[str] = [axes(x, y, (_whole, "{:.3g}".format), ("epoch", axis))]
     ends = apart([y(row[-1]) + 4 for row in series.values()], 15.0, y.start)
@@ -186,7 +208,7 @@ def curves(series: Mapping[str, Sequence[float]], title: str, *, axis: str) -> M
         places = [(x(float(n)), y(v)) for n, v in enumerate(row, 1)]
         parts.append(polyline(places, f"curve {colour(i)}"))
         parts.append(mark(*places[-1], i, colour(i)))
-        parts.append(label(places[-1][0] + 9, end, name))
+        parts.append(label(places[-1][0] + 9, end, names[i]))
         tips = (f"{name}, epoch {n}: {v:.4g}" for n, v in enumerate(row, 1))
         parts += [
             tag("circle", cx=a, cy=b, r=6.0, class_="hit", data_tip=t) for (a, b), t in zip(places, tips, strict=True)
@@ -203,10 +225,11 @@ def stack(parts: Sequence[tuple[str, float, str, str]], title: str) -> Markup:
     """
     drawn: list[str] = []
     at = 0.0
-    for name, share, tip, class_ in parts:
-        width = share * WIDTH
-        drawn.append(tag("rect", x=at, y=2.0, width=max(width, 0.8), height=30.0, class_=class_, data_tip=tip))
-        if width > 7.0 * len(name) + 8:
+    widths = [max(share * WIDTH, _LEAST_WIDTH) for _, share, _, _ in parts]
+    for (name, _, tip, class_), wide in zip(parts, widths, strict=True):
+        width = wide * WIDTH / sum(widths)
+        drawn.append(tag("rect", x=at, y=2.0, width=width, height=30.0, class_=class_, data_tip=tip))
+        if width > room(name) + 8:
             drawn.append(label(at + width / 2, 21.0, name, anchor="middle", class_="inside"))
         at += width
     return drawing(34.0, title, *drawn)
@@ -215,7 +238,7 @@ def stack(parts: Sequence[tuple[str, float, str, str]], title: str) -> Markup:
 def histogram(
     edges: Sequence[float], counts: Sequence[float], chosen: tuple[float, float], title: str, number: int
 ) -> Markup:
-    """Counts between edges on a logarithmic height, with the chosen range marked and what it cuts off hatched."""
+    """Counts between edges on a logarithmic height, with the chosen range marked and what it cuts off coloured."""
     x = scale_of([edges[0], edges[-1], *chosen], 6.0, WIDTH - 6.0, pad=0.02)
     top = math.log1p(max(counts, default=0.0)) or 1.0
     parts: list[str] = []
@@ -232,7 +255,7 @@ def histogram(
     for end in chosen:
         parts += [line(x(end), 4, x(end), 104, "level")]
     for value in x.ticks():
-        parts += [line(x(value), 100, x(value), 104, "tick"), label(x(value), 118, f"{value:.3g}", anchor="middle")]
+        parts += [line(x(value), 100, x(value), 104, "tick"), below(x(value), 118, f"{value:.3g}")]
     return drawing(124.0, title, *parts)
 
 

@@ -1,17 +1,17 @@
-"""The sections that show how the models came to be: training, calibration, search, steps, and how to do it again."""
+"""The sections that show how the models came to be: training, calibration, steps, and how to do it again."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from onnxshrink.core.report import Report, Step
 from onnxshrink.report.blocks import Block, Code, Figure, Note, Section, facts, plain, table, text
-from onnxshrink.report.figures import Point, curves, scatter
+from onnxshrink.report.figures import curves
 from onnxshrink.report.terminal import format_bytes, format_count
 
 
@@ -48,33 +48,6 @@ def training(report: Report) -> Section:
     return Section(
         "training", "Training", tuple(figure for step in reversed(once.values()) for figure in _trained(step))
     )
-
-
-def search(found: Mapping[str, Any] | None) -> Section:
-    """The trials of a search, as ``search.json`` tells them."""
-    known = found or {}
-    trials = [_trial(trial) for trial in known.get("trials") or () if isinstance(trial, Mapping)]
-    if not trials:
-        return Section("search", "Search", ())
-    blocks: list[Block] = [Note(str(known["selection"]))] if known.get("selection") else []
-    points = list(_points(trials, set(known.get("front") or ())))
-    if len(points) > 1:
-        title = "Trials of the search: size and accuracy drop, those on the front with their numbers"
-        drawn = scatter(
-            points, title, names=("size", "accuracy drop"), said=(format_bytes, "{:+.1%}".format), alike=True
-        )
-        blocks.append(Figure(title, drawn))
-    rows = [
-        (
-            text(trial.number), text(trial.point, "code"), text(trial.status),
-            text("" if trial.size is None else format_bytes(trial.size), "num"),
-            text("" if trial.drop is None else f"{100 * trial.drop:+.2f} pt", "num"), text(trial.reason),
-        )
-        for trial in trials
-    ]  # fmt: skip
-    headers = ("number", "tried", "status", "size", "accuracy drop", "reason")
-    blocks.append(table(f"{len(trials)} trials", headers, rows, folded=True))
-    return Section("search", "Search", tuple(blocks))
 
 
 def steps(report: Report) -> Section:
@@ -175,33 +148,6 @@ def _trained(step: Step) -> Iterator[Figure]:
         for n, rate in enumerate(rates, 1)
     ]
     yield Figure(title, curves(series, title, axis="loss"), table(title, ("epoch", *series, "learning rate"), rows))
-
-
-class _Trial(NamedTuple):
-    number: Any
-    point: str
-    status: str
-    size: float | None
-    drop: float | None
-    reason: str
-
-
-def _trial(found: Mapping[str, Any]) -> _Trial:
-    metrics = {m["name"]: m.get("value") for m in found.get("metrics") or () if isinstance(m, Mapping) and "name" in m}
-    point = found.get("point")
-    tried = (
-        ", ".join(f"{name}={value}" for name, value in point.items()) if isinstance(point, Mapping) else plain(point)
-    )
-    size, drop = metrics.get("size_bytes"), metrics.get("accuracy_drop")
-    return _Trial(found.get("number"), tried, str(found.get("status")), size, drop, str(found.get("reason") or ""))
-
-
-def _points(trials: Sequence[_Trial], front: set[Any]) -> Iterator[Point]:
-    for trial in trials:
-        if trial.size and trial.drop is not None:
-            on_front = trial.number in front
-            tip = f"{trial.point}: {format_bytes(trial.size)}, accuracy drop {100 * trial.drop:+.2f} pt, {trial.status}"
-            yield Point(str(trial.number) if on_front else "", trial.size, trial.drop, None, on_front, tip)
 
 
 def _digests(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

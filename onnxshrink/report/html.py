@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from onnxshrink.core.report import Report
 from onnxshrink.core.run_folder import REPORT_FILE, SEARCH_FILE
-from onnxshrink.report import evidence, fidelity, history
+from onnxshrink.report import evidence, fidelity, history, trials
 from onnxshrink.report.blocks import Section
 from onnxshrink.report.side_by_side import compare_reports, name_of
 from onnxshrink.report.summary import comparison, summarize, verdicts
@@ -54,7 +54,7 @@ def render(report: Report, pictures: Mapping[str, str] | None = None, search: Ma
         fidelity.ranges(report),
         history.calibration(report),
         history.training(report),
-        history.search(search),
+        trials.search(search),
         history.steps(report),
         history.environment(report),
     )

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from onnxshrink.config.data import NpzData
 from onnxshrink.config.gates import Target
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.files import require_files
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
+from onnxshrink.report.labelled import labelled
 from onnxshrink.report.terminal import format_bytes
 from onnxshrink.runtime.contents import Contents, Quantization, contents_of, quantization_of
 from onnxshrink.runtime.graph import input_specs, load_model, opset_of, output_specs, quantized_op_types
@@ -98,9 +99,7 @@ def inspect_model(
         ProviderError: The target's provider is not there.
     """
     path, data = Path(path), None if data is None else Path(data)
-    for name, file in (("model", path), ("data", data)):
-        if file is not None and not file.is_file():
-            raise ConfigError(f"there is no file {file}", where=name)
+    require_files(model=path, **({"data": data} if data else {}))
     target = target or Target()
     model = load_model(path)
     inputs = input_specs(model)
@@ -128,30 +127,19 @@ def inspect_model(
 
 def print_inspection(found: Inspection, console: Console) -> None:
     """Print it in 80 columns: the file, the share that runs in integers, and each float island."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in _facts(found):
-        table.add_row(label, Text(text))
-    console.print(table)
+    console.print(labelled(*_facts(found)))
     _print_largest(found, console)
     for hindrance in found.hindrances:
         console.print()
-        console.print(Text.assemble(("hinders", "yellow"), f"  {hindrance.what}"))
-        console.print(Text(f"  change  {hindrance.fix}"))
+        console.print(labelled((Text("hinders", "yellow"), hindrance.what), ("change", hindrance.fix)))
     coverage = found.coverage
     for place, island in enumerate(coverage.islands[:_SHOWN]):
         share = f"{island.macs / coverage.macs:.1%} of the MACs" if coverage.macs else "no MACs"
         more = f" and {len(island.nodes) - 1} more" if len(island.nodes) > 1 else ""
         console.print()
         console.print(Text.assemble((f"float {place + 1}", "yellow"), f"  {share}: {island.main_node!r}{more}"))
-        details = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
-        details.add_column(style="dim", no_wrap=True)
-        details.add_column(overflow="fold")
-        for cause in island.causes:
-            details.add_row("cause", Text(cause.text))
-            details.add_row("change", Text(cause.change))
-        console.print(details)
+        causes = [row for cause in island.causes for row in (("cause", cause.text), ("change", cause.change))]
+        console.print(labelled(*causes, indent=2))
     if len(coverage.islands) > _SHOWN:
         console.print(f"\nand {len(coverage.islands) - _SHOWN} smaller float islands; --json has them all")
 

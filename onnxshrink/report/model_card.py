@@ -119,7 +119,7 @@ def _hub_metrics(report: Report, winner: Candidate) -> Iterator[dict[str, Any]]:
 def _figures(report: Report, winner: Candidate) -> Iterator[Row]:
     task = task_metric(report)
     for metric in winner.metrics:
-        if metric.name == task or metric.name in _SHOWN:
+        if (metric.name == task and metric.output is None) or metric.name in _SHOWN:
             name = _SHOWN.get(metric.name, metric.name) + (f" of {metric.output}" if metric.output else "")
             yield {
                 "name": name,

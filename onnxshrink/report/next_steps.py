@@ -40,16 +40,32 @@ def next_steps(report: Report, folder: Path | None, config: Path | None = None) 
     if report.winner is not None:
         steps = [*_of_winner(folder), *_of_undecided(report.candidate(report.winner), report, config)]
     else:
-        nearest = min(report.variants, key=lambda c: sum(v.outcome == "failed" for v in c.verdicts), default=None)
+        nearest = next((row for row in ranked(report) if row.model), None)
         steps = [] if nearest is None else [*_of_failed(nearest, report, folder, config)]
+        steps += _of_page(folder)
         if nearest is not None:
             steps += _of_undecided(nearest, report, config)
     return tuple(dict.fromkeys(steps))
 
 
+def ranked(report: Report) -> list[Candidate]:
+    """The variants: the winner, then those that fail the fewest gates; last those of which there is no model."""
+
+    def place(row: Candidate) -> tuple[bool, bool, int, int]:
+        outcomes = [verdict.outcome for verdict in row.verdicts]
+        failed, open_ = outcomes.count("failed"), outcomes.count("inconclusive")
+        return row.name != report.winner, not row.model, failed, open_
+
+    return sorted(report.variants, key=place)
+
+
 def _of_winner(folder: Path) -> Iterator[str]:
     if (folder / "bundle").is_dir():
         yield f"onnxshrink check {_quoted(folder / 'bundle')}"
+    yield from _of_page(folder)
+
+
+def _of_page(folder: Path) -> Iterator[str]:
     if (folder / "report.html").is_file():
         yield f"open {_quoted(folder / 'report.html')}"
 

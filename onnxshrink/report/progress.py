@@ -11,11 +11,19 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from onnxshrink.report.terminal import shortened
+
 FIRST_SECONDS = 2.0
 """Longest silence of a step that tells its progress; what is quicker says nothing on the way."""
 
 PLAIN_SECONDS = 5.0
 """Least time between two further plain progress lines of one step."""
+
+
+_BESIDE_NAME = 60
+"""Columns that a bar takes beside its step's name: 24 of its own, the detail and the time left."""
+
+_LEAST_NAME = 20
 
 
 class _Bars(Progress):
@@ -62,7 +70,8 @@ class LiveEvents:
 
     def started(self, step: str) -> None:
         """Show a bar without an end."""
-        self._tasks[step] = self._progress.add_task(escape(step), total=None, detail="")
+        name = shortened(step, max(self._console.width - _BESIDE_NAME, _LEAST_NAME))
+        self._tasks[step] = self._progress.add_task(escape(name), total=None, detail="")
 
     def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
         """Move the bar."""
@@ -74,7 +83,7 @@ class LiveEvents:
         """Replace the bar by a line."""
         if step in self._tasks:
             self._progress.remove_task(self._tasks.pop(step))
-        self._console.print(finished_line(step, seconds, cached=cached), highlight=False)
+        self._console.print(finished_line(step, seconds, cached=cached), highlight=False, soft_wrap=True)
 
     def warned(self, text: str) -> None:
         """Print a warning above the bars."""

@@ -152,5 +152,5 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def name_of(report: Report) -> str:
     """What tells a run from another of the same name."""
-    when = report.finished[:16].replace("T", " ")
+    when = report.finished[:19].replace("T", " ")
     return f"{report.name}, {when}" if when else report.name

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxshrink.core.report import Candidate, Metric, Report
-from onnxshrink.report.blocks import Cell, Section, Table, measured, outcome, table, text
+from onnxshrink.report.blocks import Cell, Note, Section, Table, measured, outcome, table, text
+from onnxshrink.report.next_steps import ranked
 from onnxshrink.report.terminal import task_metric
 
 
@@ -30,6 +31,7 @@ class Summary:
         went_in: What the run was given, name to words.
         came_out: What it left.
         cards: The figures that decide.
+        shown: Whose they are and what it fails, where that is no winner.
     """
 
     outcome: str
@@ -38,13 +40,23 @@ class Summary:
     went_in: dict[str, str]
     came_out: dict[str, str]
     cards: tuple[Card, ...]
+    shown: str = ""
+
+
+MOST_IN_DETAIL = 6
+"""Variants that the page looks at closely; a search may leave dozens, and all of them are in its tables."""
+
+_UNFOLDED = 3
 
 
 def summarize(report: Report) -> Summary:
-    """The first screen of a report; without a winner it shows none of a model's figures."""
+    """The first screen of a report; without a winner its figures are of the variant that fails the fewest gates."""
     winner = next((row for row in report.variants if row.name == report.winner), None)
     if winner is None:
-        return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, ())
+        nearest = next((row for row in ranked(report) if row.metrics), None)
+        cards = tuple(_cards(report, nearest)) if nearest else ()
+        shown = _nearest(nearest) if nearest and cards else ""
+        return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, cards, shown)
     undecided = sum(verdict.outcome == "inconclusive" for verdict in winner.verdicts)
     style = winner.outcome if winner.verdicts else "inconclusive"
     if not winner.verdicts:
@@ -59,19 +71,18 @@ def summarize(report: Report) -> Summary:
 
 
 def verdicts(report: Report) -> Section:
-    """Every gate of every variant, the winner's first."""
-    rows = sorted(report.variants, key=lambda row: row.name != report.winner)
+    """Every gate of every variant, the winner's first, then of those nearest to it."""
     tables = [
         table(
-            f"Gates of {row.name}" + (", the winner" if row.name == report.winner else ""),
+            f"Gates of {row.name}" + (", the winner" if row.name == report.winner else f": {row.outcome}"),
             ("gate", "outcome", "what was found"),
             [
                 (Cell((v.gate, f" on {v.target}" if v.target else ""), "code"), outcome(v.outcome), text(v.reason))
                 for v in row.verdicts
             ],
+            folded=i >= _UNFOLDED,
         )
-        for row in rows
-        if row.verdicts
+        for i, row in enumerate(row for row in ranked(report) if row.verdicts)
     ]
     return Section("verdicts", "Verdicts", tuple(tables))
 
@@ -79,6 +90,15 @@ def verdicts(report: Report) -> Section:
 def comparison(report: Report) -> Section:
     """All models side by side, one table a target."""
     return Section("models", "All models", tuple(_compared(report, target) for target in targets_of(report)))
+
+
+def in_detail(report: Report) -> tuple[list[Candidate], list[Note]]:
+    """The variants that are looked at closely, the winner first, and a word on the others where there are any."""
+    rows = ranked(report)
+    if len(rows) <= MOST_IN_DETAIL:
+        return rows, []
+    words = f"Of {len(rows)} variants the {MOST_IN_DETAIL} that are the winner or nearest to it"
+    return rows[:MOST_IN_DETAIL], [Note(f"{words}; report.json has the others.")]
 
 
 def targets_of(report: Report) -> list[str | None]:
@@ -159,6 +179,11 @@ def _cards(report: Report, winner: Candidate) -> list[Card]:
         cell = measured(winner, sqnr)
         cards.append(Card("Lowest SQNR", cell, text("of the outputs, against the reference; 20 dB is a tenth off")))
     return cards
+
+
+def _nearest(row: Candidate) -> str:
+    failed = [verdict.reason for verdict in row.verdicts if verdict.outcome == "failed"]
+    return f"The nearest, {row.name}: {'; '.join(failed)}" if failed else f"The nearest, {row.name}:"
 
 
 def _went_in(report: Report) -> dict[str, str]:

@@ -13,9 +13,14 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+from onnxshrink.report.terminal import shortened
+
 WIDTH = 440.0
 N_COLOURS = 7
 """Classes ``c0`` to ``c6``: the palette of Okabe and Ito without yellow, which no white page shows."""
+
+_LETTER = 7.2
+"""Units that a letter of a label takes in a wide font."""
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
@@ -45,6 +50,22 @@ def drawing(height: float, label: str, *children: str, interactive: bool = False
 def label(x: float, y: float, words: str, *, anchor: str = "start", class_: str = "") -> Markup:
     """Text; ``y`` is its baseline."""
     return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_ or None)
+
+
+def room(words: str) -> float:
+    """Units that a label takes, and a little more."""
+    return _LETTER * len(words)
+
+
+def brief(words: str, width: float) -> str:
+    """A label that fits: see `shortened`."""
+    return shortened(words, max(int(width / _LETTER), 3))
+
+
+def below(x: float, y: float, words: str) -> Markup:
+    """The label of a tick, under it, and within the drawing."""
+    half = room(words) / 2
+    return label(min(max(x, half), WIDTH - half), y, words, anchor="middle")
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -144,7 +165,7 @@ def axes(
         parts += [label(x.start - 6, y(value) + 4, said[1](value), anchor="end")]
     for value in x.ticks():
         parts += [line(x(value), y.start, x(value), y.start + 4, "tick")]
-        parts += [label(x(value), y.start + 17, said[0](value), anchor="middle")]
+        parts += [below(x(value), y.start + 17, said[0](value))]
     return Markup("").join([*parts, line(x.start, y.start, x.end, y.start, "tick")])
 
 

@@ -82,7 +82,8 @@ def _columns(report: Report, target: str | None) -> list[_Column]:
     is_ratio = _is_ratio(report, metric)
 
     def of(candidate: Candidate, name: str | None) -> Metric | None:
-        return next((m for m in candidate.metrics if m.name == name and m.target in (target, None)), None)
+        own = (m for m in candidate.metrics if m.output is None and m.target in (target, None))
+        return next((m for m in own if m.name == name), None)
 
     def column(header: str, cell: Callable[[Candidate], Text], **more: Any) -> _Column:
         return _Column(header, tuple(map(cell, report.candidates)), **more)
@@ -199,7 +200,7 @@ def task_metric(report: Report) -> str | None:
 
 
 def _is_ratio(report: Report, metric: str | None) -> bool:
-    return any(m.name == metric and m.unit == "ratio" for c in report.candidates for m in c.metrics)
+    return any(m.unit == "ratio" for c in report.candidates for m in c.metrics if m.name == metric and m.output is None)
 
 
 def _worst_sqnr(candidate: Candidate, target: str | None) -> str:
@@ -228,6 +229,11 @@ def format_count(value: float) -> str:
             return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.1f}{unit}"
         value /= 1000
     return f"{value:.2f} G"
+
+
+def shortened(words: str, n: int) -> str:
+    """At most ``n`` letters: what is too long loses its middle, as names of a kind differ at their ends."""
+    return words if len(words) <= n else f"{words[: n - 1 - n // 2]}…{words[len(words) - n // 2 :]}"
 
 
 def _bytes(metric: Metric | None) -> str:

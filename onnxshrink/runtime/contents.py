@@ -18,6 +18,18 @@ LARGEST = 10
 
 _HALF_BYTES = {"INT4", "UINT4", "FLOAT4E2M1"}
 _WEIGHT_ONLY = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE")
+_POINTS = ("uint8", "int8", "uint16", "int16")
+# Inputs that may hold a weight, each with the one that holds its scales, or its zero points where scales come later.
+_WEIGHTS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "DequantizeLinear": ((0, 1),),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), ((3, 4),)),
+    "QAttention": ((1, 4),),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"), ((1, 3),)),
+    "DynamicQuantizeMatMul": ((1, 2),),
+    "DynamicQuantizeLSTM": ((1, 8), (2, 10)),
+    "MatMulNBits": ((1, 2),),
+    "GatherBlockQuantized": ((0, 2),),
+}
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
@@ -68,11 +80,12 @@ class Quantization:
     """What of a model is quantized already.
 
     Attributes:
-        formats: ``qdq``, ``qoperator``, ``dynamic``, ``weights``, ``fp16``: those that were found.
+        formats: ``qdq``, ``qoperator``, ``dynamic``, ``weights``, ``fp16``: those that were found. What brings a model
+            of QOperators from float to integers and back is part of that format, and no ``qdq``.
         quantize_nodes: QuantizeLinear nodes.
         dequantize_nodes: DequantizeLinear nodes.
-        weights: Element type and granularity to number of weights behind DequantizeLinear: ``int8 per_channel``.
-        activations: Element type to number of QuantizeLinear nodes that give it: ``uint8``.
+        weights: Element type and granularity to number of weights that are stored so: ``int8 per_channel``.
+        activations: Element type to number of nodes that quantize to it or compute in it: ``uint8``.
         integer_op_types: Integer operators of the file itself, to number of nodes.
     """
 
@@ -108,17 +121,14 @@ def quantization_of(model: onnx.ModelProto) -> Quantization:
     """Find out how a model is quantized, from the file alone."""
     nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
     tensors = {tensor.name: tensor for graph in graphs_of(model.graph) for tensor in graph.initializer}
+    made_by = {name: node for node in nodes for name in node.output}
     quantizes = [node for node in nodes if node.op_type == "QuantizeLinear"]
     dequantizes = [node for node in nodes if node.op_type == "DequantizeLinear"]
     of_weights = [node for node in dequantizes if node.input[0] in tensors and len(tensors[node.input[0]].dims) > 1]
-    weights = Counter(f"{_dtype(tensors[node.input[0]])} {_granularity(node, tensors)}" for node in of_weights)
-    activations = Counter(
-        _dtype(tensors[node.input[2]]) if len(node.input) > 2 and node.input[2] in tensors else "uint8"
-        for node in quantizes
-    )
+    pairs = [node for node in dequantizes if getattr(made_by.get(node.input[0]), "op_type", "") == "QuantizeLinear"]
     integer = Counter(node.op_type for node in nodes if _is_integer(node.op_type))
     found = {
-        "qdq": bool(quantizes and dequantizes),
+        "qdq": bool(pairs or (of_weights and quantizes)),
         "qoperator": any(op_type.startswith(("QLinear", "QGemm", "QAttention")) for op_type in integer),
         "dynamic": any(op_type in _DYNAMIC for op_type in integer),
         "weights": any(op_type in _WEIGHT_ONLY for op_type in integer) or bool(of_weights and not quantizes),
@@ -128,8 +138,8 @@ def quantization_of(model: onnx.ModelProto) -> Quantization:
         formats=tuple(name for name, is_so in found.items() if is_so),
         quantize_nodes=len(quantizes),
         dequantize_nodes=len(dequantizes),
-        weights=_ordered(weights),
-        activations=_ordered(activations),
+        weights=_ordered(Counter(form for node in nodes for form in _weights(node, tensors, made_by))),
+        activations=_ordered(Counter(dtype for node in nodes for dtype in _activation(node, tensors))),
         integer_op_types=_ordered(integer),
     )
 
@@ -177,12 +187,33 @@ def _dtype(tensor: TensorProto) -> str:
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
 
 
-def _granularity(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> str:
-    block = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), 0)
-    scale = tensors.get(node.input[1])
-    if block:
-        return f"per_block of {block}"
-    return "per_channel" if scale is not None and prod(scale.dims) > 1 else "per_tensor"
+def _weights(
+    node: onnx.NodeProto, tensors: Mapping[str, TensorProto], made_by: Mapping[str, onnx.NodeProto]
+) -> Iterator[str]:
+    """``int8 per_channel`` for each weight that the node reads and that is stored in integers."""
+    for at, scale_at in _WEIGHTS.get(node.op_type, ()):
+        weight = tensors.get(node.input[at]) if at < len(node.input) else None
+        if weight is None or len(weight.dims) < 2:
+            continue
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        dtype = f"int{given.get('bits', 4)}" if node.op_type in _WEIGHT_ONLY else _dtype(weight)
+        name = node.input[scale_at] if scale_at < len(node.input) else ""
+        while name not in tensors and name in made_by:  # a scale may be stored in float16, and cast
+            name = made_by[name].input[0] if made_by[name].input else ""
+        many = name in tensors and prod(tensors[name].dims) > 1
+        block = given.get("block_size", 0)
+        yield f"{dtype} " + (f"per_block of {block}" if block else "per_channel" if many else "per_tensor")
+
+
+def _activation(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> Iterator[str]:
+    """The element type that the node rounds its output to, by its last zero point."""
+    if node.op_type == "DynamicQuantizeLinear":
+        yield "uint8"
+    elif node.op_type == "QuantizeLinear" or node.op_type.startswith(("QLinear", "QGemm")):
+        given = [tensors[name] for name in node.input if name in tensors]
+        points = [_dtype(tensor) for tensor in given if prod(tensor.dims) == 1 and _dtype(tensor) in _POINTS]
+        if points or node.op_type == "QuantizeLinear":
+            yield points[-1] if points else "uint8"
 
 
 def _is_integer(op_type: str) -> bool:

@@ -25,6 +25,8 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "images": (("pillow",), "read folders of images"),
     "hf": (("datasets",), "read data sets of Hugging Face"),
+    "search": (("optuna",), "search for a budget, and fit"),
+    "dask": (("distributed",), "run the trials of a search on other machines"),
 }
 """Extra to its packages and what they allow."""
 

@@ -16,6 +16,7 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.errors import ConfigError, ModelError
 from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.files import require_files
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.run_folder import require_own
 from onnxshrink.core.store import Store
@@ -164,10 +165,7 @@ def bisect_files(
         ShrinkError: The reference cannot be used, or the models or the samples do not fit each other. A candidate that
             is no model, or one that ONNX Runtime does not load, breaks every limit.
     """
-    for name, file in (("reference", reference), ("candidate", candidate), ("data", data)):
-        if not file.is_file():
-            want = "data.npz" if name == "data" else "model.onnx"
-            raise ConfigError(f"there is no file {file}", where=name, want=want)
+    require_files(reference=reference, candidate=candidate, data=data)
     scored = (metric or "top1") if limit.metric == "accuracy_drop" else None
     samples = NpzData.model_validate({"npz": data, "metric": scored, "max_samples": max_samples})
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

@@ -16,8 +16,9 @@ from onnxshrink.config.data import DataRoles, NpzData
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.config.stages import Optimize, QuantizeMixed, QuantizeStatic
 from onnxshrink.core.artifact import Facts
-from onnxshrink.core.errors import ConfigError, ModelError
+from onnxshrink.core.errors import ModelError
 from onnxshrink.core.events import Events, Silent
+from onnxshrink.core.files import require_files
 from onnxshrink.core.store import Store
 from onnxshrink.stages.memo import Memo
 
@@ -76,10 +77,7 @@ def find_sensitivity(
         ModelError: The model has nothing to quantize, or nothing to choose.
         ShrinkError: As of `quantize_static`.
     """
-    for name, file in (("model", model), ("data", data)):
-        if not file.is_file():
-            want = "data.npz" if name == "data" else "model.onnx"
-            raise ConfigError(f"there is no file {file}", where=name, want=want)
+    require_files(model=model, data=data)
     settings = QuantizeMixed.model_validate(dict(stage or {}))
     roles = DataRoles(calibration=NpzData.model_validate({"npz": data, "max_samples": max_samples}))
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

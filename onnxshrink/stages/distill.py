@@ -74,7 +74,7 @@ def teach(network: nn.Module, settings: Learning, source: Artifact, ctx: Context
         return Student(network, losses, settings.task, example, teachers=teachers, seed=ctx.seed), teachers
 
     # What does not fit is found before a teacher is trained.
-    student, teachers = taught_by([_untrained(teacher, source, ctx) for teacher in settings.teachers])
+    student, teachers = taught_by([untrained_teacher(teacher, source, ctx) for teacher in settings.teachers])
     if samples.labels is not None and any(loss.needs_labels for loss in losses):
         with torch.no_grad():
             answer = observe(network, example.inputs).outputs[0]
@@ -97,12 +97,12 @@ def teacher_of(teacher: Teacher, source: Artifact, ctx: Context, task: Task = "c
         ctx: The run.
         task: What both are for.
     """
-    given = _untrained(teacher, source, ctx)
+    given = untrained_teacher(teacher, source, ctx)
     return given if teacher.train is None else ctx.derive(Finetune(**teacher.train.model_dump(), task=task), given)
 
 
-def _untrained(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
-    """A teacher as its factory and its weights give it."""
+def untrained_teacher(teacher: Teacher, source: Artifact, ctx: Context) -> Artifact:
+    """A teacher as its factory and its weights give it; the arguments are those of `teacher_of`."""
     student = read_architecture(source)
     inputs = {
         spec.name: InputSettings.model_validate({"shape": spec.shape, "dtype": spec.dtype}) for spec in student.inputs

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 
 from onnxshrink.config.data import Data, NpzData
 from onnxshrink.config.stages import Isa
-from onnxshrink.core.errors import ConfigError
 from onnxshrink.core.events import Events, Logged, Silent
+from onnxshrink.core.files import require_files
 from onnxshrink.core.report import finite
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model, name_nodes
@@ -146,10 +146,7 @@ def explain(
         ModelError: The models have nothing in common.
     """
     reference, candidate, data = Path(reference), Path(candidate), Path(data)
-    for name, file in (("reference", reference), ("candidate", candidate), ("data", data)):
-        if not file.is_file():
-            want = "data.npz" if name == "data" else "model.onnx"
-            raise ConfigError(f"there is no file {file}", where=name, want=want)
+    require_files(reference=reference, candidate=candidate, data=data)
     return explain_models(
         load_model(reference),
         load_model(candidate),

@@ -49,14 +49,14 @@ def find_hindrances(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tup
         inputs: Its inputs.
 
     Returns:
-        The gravest first; empty where nothing stands in the way.
+        The gravest first; empty where nothing stands in the way. Of a quantized model only that it is quantized.
     """
     quantization = quantization_of(model)
     found = []
     if quantization.formats:
         how = ", ".join(quantization.formats)
         fix = "quantize the float32 model that it was made from"
-        found.append(Hindrance("quantized", f"the model is quantized already: {how}", fix, 1))
+        return (Hindrance("quantized", f"the model is quantized already: {how}", fix, 1),)
     if (opset := opset_of(model)) < _PER_CHANNEL_OPSET:
         what = f"opset {opset} has no scales per channel for QuantizeLinear"
         fix = "export with opset 17 or later, or onnx.version_converter.convert_version(model, 17)"

@@ -164,7 +164,8 @@ def measure_latency(
         artifact: The model, kind ``onnx``.
         reference: The float model it is compared with.
         config: Data, targets, gates and seed; a gate that is hard to decide is measured longer for.
-        events: Told of progress, as ``verify/<name>``: milliseconds of the longest time it may take.
+        events: Told of the whole as a step ``latency/<name>``, and of its progress: milliseconds of what it takes, and
+            where that decided nothing, of the longest it may take.
 
     Returns:
         Metrics, and as ``details["latency"]`` by target what was measured under which conditions, with the times
@@ -181,16 +182,16 @@ def measure_latency(
     metrics: list[Metric] = []
     details: dict[str, dict[str, Any]] = {"latency": {}, "startup": {}}
     is_reference = artifact.digest == reference.digest
-    for target in filter(attrgetter("latency"), config.targets):
+    targets = list(filter(attrgetter("latency"), config.targets))
+    if not targets:
+        return Latency(())
+    step, started = f"latency/{name}", time.perf_counter()
+    events.started(step)
+    for target in targets:
         specs = _shared_inputs(artifact, reference, target)
         require_batch(target, specs, where=name)
         batch = latency_batch(config, specs, target.batch)
-        tell = _progress(events, name, f"latency on {target.name}")
-        longest_ms = int(PATIENCE * target.latency_seconds * 1000)
-
-        def progress(seconds: float, tell: Callable[[int, int], None] = tell, total: int = longest_ms) -> None:
-            tell(min(int(seconds * 1000), total), total)
-
+        tell = partial(_tell_time, partial(events.progress, step, detail=f"on {target.name}"), target.latency_seconds)
         cpu_clock: CpuClock = "thread" if target.provider == "cpu" and target.threads == 1 else "process"
         with on_cores(target), without_garbage_collection():
             times = measure_pairs(
@@ -201,7 +202,7 @@ def measure_latency(
                 cpu_clock=time.thread_time_ns if cpu_clock == "thread" else time.process_time_ns,
                 max_ratio=None if is_reference else on_target(config.gates.max_latency_ratio, target.name),
                 max_ms=on_target(config.gates.max_latency_ms, target.name),
-                progress=progress,
+                progress=tell,
             )
         if is_reference:
             times = replace(times, reference_ns=times.candidate_ns, reference_cpu_ns=times.candidate_cpu_ns)
@@ -210,6 +211,7 @@ def measure_latency(
         if target.startup or config.gates.max_peak_memory is not None:
             startup, details["startup"][target.name] = measure_startup(artifact, reference, target, batch, specs)
             metrics += startup
+    events.finished(step, time.perf_counter() - started, cached=False)
     return Latency(
         tuple(
             replace(metric, note=_SAME_FILE) if is_reference and metric.name == "latency_ratio" else metric
@@ -284,6 +286,12 @@ def _conditions(target: Target, batch: Batch) -> dict[str, Any]:
         "inputs": {name: f"{array.dtype}[{','.join(map(str, array.shape))}]" for name, array in batch.items()},
         "latency_seconds": target.latency_seconds,
     }
+
+
+def _tell_time(tell: Callable[[int, int], None], usual: float, seconds: float) -> None:
+    """Milliseconds so far, of the usual time, and beyond it of the longest."""
+    longest = usual if seconds <= usual else PATIENCE * usual
+    tell(int(1000 * min(seconds, longest)), int(1000 * longest))
 
 
 def _progress(events: Events, name: str, detail: str) -> Callable[[int, int], None]:

@@ -28,7 +28,7 @@ SCREENS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder, with a variant whose name is hostile to HTML."""
+    """A run's folder."""
     project = tmp_path_factory.mktemp("project")
     config = make_project(project)
     config.write_text(config.read_text() + "name: page\n")
@@ -74,6 +74,36 @@ def test_the_figures_of_the_page_are_the_reports(folder: Path, browser: Page) ->
     assert len(verdicts) == sum(len(row["verdicts"]) for row in raw["candidates"])
     for verdict in (verdict for row in raw["candidates"] for verdict in row["verdicts"]):
         assert any(verdict["outcome"] in line and verdict["reason"] in line for line in verdicts)
+
+
+def test_names_cannot_run_or_draw(folder: Path, browser: Page, tmp_path: Path) -> None:
+    """Outputs, nodes, tensors, targets, variants, warnings and trials that look like HTML are text everywhere."""
+    evil = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b onclick='window.hacked=1'>'"&"""
+    text = (folder / "report.json").read_text()
+    for name in ("logits", "int8", "cpu"):
+        text = text.replace(json.dumps(name), json.dumps(evil + name))
+    raw = json.loads(text)
+    raw["warnings"] = [evil]
+    raw["selection"] = evil
+    found = next(row["details"] for row in raw["candidates"] if row["name"] == f"{evil}int8")
+    found["ranges"] = {evil + name: value for name, value in found["ranges"].items()}
+    for node in found["nodes"]["nodes"]:
+        node |= {"node": evil, "op_type": evil, "text": evil}
+    trial = {"number": 1, "point": {evil: evil}, "label": evil, "status": evil, "reason": evil, "metrics": []}
+    (tmp_path / "report.json").write_text(json.dumps(raw))
+    (tmp_path / "search.json").write_text(json.dumps({"trials": [trial], "selection": evil, "history": [{"trial": 1}]}))
+    result = onnxshrink("report", tmp_path, cwd=folder.parents[1])
+    assert result.returncode == 0, result.stderr
+    browser.open(tmp_path / "report.html")
+    browser.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    pointed = "e.dispatchEvent(new Event('pointerover', {bubbles: true}))"
+    browser.run(f"for (const e of document.querySelectorAll('[data-tip]')) {pointed}")
+    assert browser.run("window.hacked") is None
+    assert browser.run("document.querySelectorAll('img[src=x], b, script').length") == 1
+    assert browser.complaints() == []
+    for place in ("h1", "#drift", "#trade-offs", "#ranges", "#warnings", "#search", "#latency figcaption"):
+        assert "<img src=x onerror" in browser.run(f"document.querySelector('{place}').innerText"), place
+    assert browser.run("[...document.querySelectorAll('svg text')].some(t => t.textContent.startsWith('<img src=x'))")
 
 
 def test_points_and_curves_tell_what_they_are(folder: Path, browser: Page) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import logging
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(folder: Path, capsys
     assert "\x1b" not in err
 
 
+def test_progress_in_a_notebook_is_plain_lines_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard output, without cursor moves, though a kernel sets FORCE_COLOR as if it were a terminal."""
+    shell = type("ZMQInteractiveShell", (), {})  # by this name rich knows a notebook
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    with onnxshrink.progress() as events:
+        onnxshrink.run(folder / "cfg.yaml", runs=folder / "runs", events=events)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "quantize_static" in out
+    assert "\x1b" not in out
+
+
 def test_a_notebook_shows_a_table(folder: Path) -> None:
     """One row a model, the winner marked, with the report's own figures."""
     report = onnxshrink.Report.read(folder / "runs" / "cfg" / "report.json")
@@ -166,6 +183,16 @@ def test_a_notebook_shows_a_table(folder: Path) -> None:
     assert size is not None
     assert size.value is not None
     assert f"<td>{size.value / 1000:,.1f} kB</td>" in html
+
+
+def test_a_notebook_tells_the_cosine_of_the_task_from_that_of_an_output() -> None:
+    """Both have one name; the column is the task's."""
+    metrics = (Metric("cosine", 0.25, target="cpu", output="y"), Metric("cosine", 0.75, target="cpu"))
+    config = {"data": {"evaluation": {"metric": "cosine"}}}
+    row = Candidate("int8", "variant", "", "", metrics)
+    html = onnxshrink.Report("r", config, (row,), (), None, "", {}, {}, 0.0)._repr_html_()
+    assert "<td>0.75</td>" in html
+    assert "0.25" not in html
 
 
 def test_names_cannot_smuggle_markup_into_a_notebook() -> None:

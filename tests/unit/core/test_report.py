@@ -114,6 +114,15 @@ def test_metrics_are_found_by_name_target_and_output() -> None:
     assert row.metric("sqnr_db", output="boxes", target="cpu") is None
 
 
+def test_a_metric_of_the_model_goes_before_those_of_its_outputs() -> None:
+    """Drift and task both have a ``cosine``: without an output the task's is meant, else that of the output."""
+    own, drift = Metric("cosine", 0.7, target="cpu"), Metric("cosine", 1.0, target="cpu", output="y")
+    row = Candidate("int8", "variant", "", "", (drift, own))
+    assert row.metric("cosine") is row.metric("cosine", target="cpu") is own
+    assert row.metric("cosine", output="y") is drift
+    assert Candidate("int8", "variant", "", "", (drift,)).metric("cosine") is drift
+
+
 def test_candidates_are_found_by_name() -> None:
     """A row is found by its name, an unknown name is a KeyError, and variants are the rows of the config's branches."""
     assert report().candidate("teacher").role == "original"

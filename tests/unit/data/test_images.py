@@ -238,7 +238,7 @@ def test_images_of_several_sizes_are_refused(folder: Path) -> None:
         ("file,split\ndog/a.png,train", {"split": "trian"}, "no split 'trian'", "did you mean 'train'?"),
         ("file\ndog/a.png", {"split": "train"}, "no column 'split'", "rename: {file: split}"),
         ("file,label\ndog/a.png,1", {"rename": {"labell": "label"}}, "no column of the file", "did you mean 'label'?"),
-        ("file", {}, "there are no images", ""),
+        ("file", {}, "there are no images", "an index needs rows"),
         ("\xff\xfe", {}, "cannot be read", ""),
     ],
 )

@@ -6,19 +6,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxshrink.core.report import Candidate, Metric, Report, Step, Verdict
-from onnxshrink.report.evidence import sizes
+from onnxshrink.report import trials
+from onnxshrink.report.evidence import latency, sizes, trade_offs
+from onnxshrink.report.fidelity import ranges
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
 from onnxshrink.report.html import render
 from onnxshrink.report.side_by_side import compare_reports
-from onnxshrink.report.summary import on
-from onnxshrink.report.svg import Scale, apart
+from onnxshrink.report.summary import on, summarize
+from onnxshrink.report.svg import WIDTH, Scale, apart, brief
 from onnxshrink.report.terminal import task_metric
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
@@ -163,6 +165,117 @@ def test_the_first_screen_says_what_to_do() -> None:
         assert [text for _, text in Parsed(render(case)).all("h1")] == [expected]
 
 
+def test_without_a_winner_the_nearest_shows_what_is_missing() -> None:
+    """The figures of the variant that fails the fewest gates, and why it fails; never those of one without a model."""
+    unmade = Candidate("gone", "variant", "", "", (), (Verdict("completed", 1.0, "failed", "it could not be made"),))
+    far = row("far", 9e4, 0.9, 3.0, "failed")
+    far = replace(far, verdicts=(*far.verdicts, Verdict("min_sqnr_db", 20.0, "failed", "3 dB is below 20")))
+    near = row("near", 7e4, 0.9, 30.0, "failed")
+    report = replace(full(), candidates=(unmade, far, near), winner=None, selection="no model keeps every limit")
+    summary = summarize(report)
+    assert summary.reason == "no model keeps every limit"
+    assert summary.shown == "The nearest, near: model size 70,000 bytes"
+    assert [card.title for card in summary.cards] == ["Size", "top1", "Accuracy drop", "Latency ratio", "Lowest SQNR"]
+    parsed = Parsed(render(report))
+    shown = [a["data-row"] for a, _ in parsed.all("data")]
+    assert shown[0] == "near"
+    captions = [text for _, text in parsed.all("span") if text.startswith("Gates of")]
+    assert captions == ["Gates of near: failed", "Gates of far: failed", "Gates of gone: failed"]
+    assert summarize(replace(report, candidates=(unmade,))).cards == ()
+
+
+def many(n: int) -> Report:
+    """As a search leaves it: names differ in their last letters, and all have every topic."""
+    details = full().candidate("int8").details
+    rows = [
+        row(
+            f"static_per_channel_mse_compact_without_the_first-{i}", 36_000 + 700 * (i * 11 % n), 0.76 - i / n / 9, 40.4
+        )
+        for i in range(n)
+    ]
+    rows = [replace(one, details=details) for one in rows]
+    return replace(full(), candidates=(full().candidates[0], *rows), winner=rows[n // 2].name)
+
+
+def test_thirty_variants_stay_a_page() -> None:
+    """All of them are in the tables; drawn and looked at closely are the winner and those nearest to it."""
+    report = many(30)
+    one, page = render(many(6)), render(report)
+    assert len(page) < 3 * len(one)
+    parsed = Parsed(page)
+    compared = [a["data-row"] for a, _ in parsed.all("data") if a["data-metric"] == "integer_coverage"]
+    assert compared == ["teacher", *(one.name for one in report.variants)]
+    titles = [text for _, text in parsed.all("figcaption")]
+    assert sum("where the error is born" in title for title in titles) == 6
+    assert next(title for title in titles if "where the error is born" in title).startswith(str(report.winner))
+    assert page.count("Of 30 variants the 6") >= 4
+    assert "Of 6 variants" not in one
+    folded = [text for _, text in parsed.all("summary") if text.startswith("Gates of")]
+    assert len(folded) == 27
+
+
+@pytest.mark.parametrize("n", [6, 30])
+def test_labels_stay_in_their_drawing(n: int) -> None:
+    """However long names are and however many: no label is cut at the edge, and no drawing has more than a few."""
+    for section in (trade_offs(many(n)), latency(many(n)), sizes(many(n))):
+        for figure in (block for block in section.blocks if block.kind == "figure"):
+            labels = list(Parsed(figure.svg).all("text"))
+            assert len(labels) < 35
+            for place, words in labels:
+                x, wide = float(str(place["x"])), 6.9 * len(words)
+                start = {"start": x, "middle": x - wide / 2, "end": x - wide}[str(place["text-anchor"])]
+                assert start >= -1, words
+                assert start + wide <= WIDTH + 8, words
+                assert 0 < float(str(place["y"])) <= float(figure.svg.split('"')[1].split(" ")[3])
+
+
+def test_no_label_of_a_scatter_lies_on_another() -> None:
+    """Neither those on one side of their points nor those that meet in the middle."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = [
+            Point(f"variant_{i}" * int(n), 10.0**x, y, None, on_front=True, tip="")
+            for i, (x, y, n) in enumerate(
+                zip(rng.uniform(0, 1, 8), rng.uniform(0, 1, 8), rng.integers(1, 4, 8), strict=True)
+            )
+        ]
+        drawn = Parsed(scatter(points, "t", names=("x", "y"), said=(str, str))).all("text")
+        found = [(a, words) for a, words in drawn if a.get("class") == "halo"]
+        assert len(found) >= 7
+        boxes = []
+        for place, words in found:
+            x, wide = float(str(place["x"])), 6.9 * len(words)
+            boxes.append((x - wide if place["text-anchor"] == "end" else x, wide, float(str(place["y"]))))
+        for (x, wide, y), (other, width, height) in combinations(boxes, 2):
+            assert abs(y - height) >= 14 or x + wide <= other or other + width <= x
+
+
+def test_a_long_name_keeps_its_ends() -> None:
+    """What tells names apart is at their end, what they are at their start; short ones stay."""
+    assert brief("static_per_channel_mse_compact-15", 144.0) == "static_pe…compact-15"
+    assert brief("int8", 144.0) == "int8"
+
+
+def test_pictures_stand_once_for_a_model() -> None:
+    """A second target with the same worst samples has its figures, and not their pictures again."""
+    (sample,) = full().candidate("int8").details["worst_samples"]["cpu"]["logits"]
+    details = full().candidate("int8").details
+    again = {"cpu": {"logits": [sample]}, "cpu x2": {"logits": [sample]}, "gpu": {"logits": [sample | {"sample": 18}]}}
+    report = replace(full(), candidates=(row("int8", 1e4, 0.9, 30.0, **(details | {"worst_samples": again})),))
+    page = render(report, {"17": PICTURE, "18": PICTURE})
+    assert len(list(Parsed(page).all("img"))) == 2
+    assert page.count("Worst samples of int8 on cpu x2") >= 2
+
+
+def test_a_range_without_an_end_has_no_histogram() -> None:
+    """Its other figures stand in the table."""
+    details = full().candidate("int8").details
+    cut = {name: value for name, value in details["ranges"]["w"].items() if name != "lo"}
+    report = replace(full(), candidates=(row("int8", 1e4, 0.9, 30.0, **(details | {"ranges": {"w": cut}})),))
+    (note, table) = ranges(report).blocks
+    assert (note.kind, table.kind) == ("note", "table")
+
+
 def test_names_are_text_wherever_they_stand() -> None:
     """A variant, output, sample, node or config that looks like HTML or a template stays what it is."""
     report = json.loads(full(HOSTILE).to_json().replace("logits", json.dumps(HOSTILE)[1:-1]))
@@ -213,6 +326,65 @@ def test_old_reports_render_without_empty_sections() -> None:
     assert not {"Latency", "Ranges", "Calibration", "Training", "Search", "Steps", "Warnings"} & set(titles)
     bare = Report("r", {}, (), (), None, "nothing was measured", {}, {}, 0.0)
     assert "nothing was measured" in render(bare)
+
+
+def trial(number: int, size: float, drop: float | None, **more: Any) -> dict[str, Any]:
+    metrics = [Metric("size_bytes", size, "bytes"), Metric("sqnr_db", 30.0 - number, "dB", target="cpu", output="y")]
+    if drop is not None:
+        metrics += [
+            Metric("accuracy_drop", value, "ratio", target=t) for value, t in ((drop, "cpu"), (drop / 2, "gpu"))
+        ]
+    return {
+        "number": number,
+        "point": {"width": "8"},
+        "status": "evaluated",
+        "metrics": list(map(asdict, metrics)),
+    } | more
+
+
+def test_a_search_without_a_winner_says_what_to_relax() -> None:
+    """Each limit with what was asked for and what suffices, rounded so that it does, as a config has them."""
+    known = {
+        "selection": "no model keeps every limit",
+        "trials": [trial(1, 1693.0, 0.02, name="fp16-1", label="width 8, fp16", limits={"max_size": "failed"})],
+        "nearest": [
+            {"trial": 1, "misses": [{"limit": "max_size", "asked": 1000.0, "needed": 1691.0, "share": 0.7}]},
+            {"trial": 1, "misses": [{"limit": "min_sqnr_db", "asked": 40.0, "needed": 28.999, "share": 0.3}]},
+            {"trial": 9, "misses": [{"limit": "max_macs", "asked": 1.0, "needed": None, "share": None}]},
+        ],
+    }
+    note, relax, tried = trials.search(known).blocks
+    assert note.kind == "note"
+    assert note.text == known["selection"]
+    assert relax.kind == tried.kind == "table"
+    assert [[cell.parts[0] for cell in row] for row in relax.rows] == [
+        ["max_size", "1 kB", "1.7 kB", "width 8, fp16 (fp16-1)"],
+        ["min_sqnr_db", "40 dB", "28.9 dB", "width 8, fp16 (fp16-1)"],
+    ]  # fmt: skip
+    (cells,) = tried.rows
+    assert [cell.parts[0] for cell in cells] == [
+        "1", "width 8, fp16 (fp16-1)", "evaluated", "1.7 kB", "+2.00 pt", "29.0 dB", "max_size",
+    ]  # fmt: skip
+
+
+def test_a_search_shows_its_course() -> None:
+    """Trials by size and accuracy drop, worst over targets, or by SQNR where none is scored; and each better one."""
+    known = {
+        "n_points": 8, "counts": {"evaluated": 2, "failed": 0}, "is_whole": False, "front": [2], "winner": 2,
+        "history": [{"trial": 1, "work_seconds": 3.0, "size_bytes": 9e3}, {"trial": 2, "work_seconds": 5.5}],
+    }  # fmt: skip
+    scored, bare = (trials.search(known | {"trials": [trial(1, 9e3, d), trial(2, 5e3, d)]}) for d in (0.01, None))
+    figure, history, tried = scored.blocks
+    assert figure.kind == "figure"
+    tips = [a["data-tip"] for a, _ in Parsed(figure.svg).all("g") if "data-tip" in a]
+    assert tips[1] == "2, width=8: 5.0 kB, accuracy drop +1.00 pt, evaluated"
+    assert "+1 pt" in [words for _, words in Parsed(figure.svg).all("text")]
+    assert history.kind == tried.kind == "table"
+    assert [row[2].parts[0] for row in history.rows] == ["3.0 s", "5.5 s"]
+    assert tried.caption == "2 trials of 8 models: 2 evaluated; the search ended before all was tried"
+    by_drift = bare.blocks[0]
+    assert by_drift.kind == "figure"
+    assert "lowest SQNR 28.0 dB" in by_drift.svg
 
 
 def test_every_topic_has_its_section() -> None:
@@ -307,6 +479,7 @@ def test_drawings_stand_odd_numbers() -> None:
         curves({"loss": [0.0, 0.0]}, "t", axis="loss"),
         curves({"loss": [1e9, 1e-9], "kl": [math.pi] * 2}, "t", axis="loss"),
         stack([], "t"),
+        stack([("integer", 1.0, "a", "c2"), ("float", 0.0, "b", "c4")], "t"),
         histogram([0.0, 0.0], [0], (0.0, 0.0), "t", 0),
     ]
     for svg in drawn:
@@ -328,6 +501,22 @@ def test_two_files_are_the_same_where_their_digests_are(digests: tuple[str, str]
     assert found.get("sha256") == said
 
 
+def test_runs_of_one_minute_are_told_apart() -> None:
+    """A small run is done in a second: the columns of two must not have one name."""
+    one, other = (replace(full(), finished=f"2026-11-22T17:51:{second}+00:00") for second in (50, 51))
+    (_, _, table, *_) = next(s for s in compare_reports(one, other) if s.title == "Winners").blocks
+    assert table.kind == "table"
+    assert len(set(table.headers)) == 4
+
+
+def test_what_has_no_share_of_a_bar_can_be_seen() -> None:
+    """A float island without multiply-accumulates is a line of some width, and the bar stays as long as it is."""
+    drawn = stack([("integer", 1.0, "a", "c2"), ("float", 0.0, "b", "c4"), ("integer", 0.0, "c", "c2")], "t")
+    widths = [float(str(a["width"])) for a, _ in Parsed(drawn).all("rect")]
+    assert min(widths) > 2
+    assert sum(widths) == pytest.approx(WIDTH, abs=0.1)
+
+
 def test_two_runs_stand_side_by_side() -> None:
     """Each figure of both with the difference, and whether the intervals lie apart; then what was asked differently."""
     other = replace(
@@ -343,7 +532,7 @@ def test_two_runs_stand_side_by_side() -> None:
     assert found["top1"] == "the same"
     assert found["lowest SQNR"] == "+5.4 dB"
     assert only.kind == "note"
-    assert only.text == "Only in digits, 2026-11-22 17:51: teacher, fp32"
+    assert only.text == "Only in digits, 2026-11-22 17:51:50: teacher, fp32"
     (config,) = sections["Config"].blocks
     assert config.kind == "table"
     assert [[str(cell.parts[0]) for cell in r] for r in config.rows] == [["stages[0].epochs", "–", "3"]]  # noqa: RUF001

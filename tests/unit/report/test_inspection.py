@@ -146,3 +146,16 @@ def test_netron_is_opened_where_it_is_installed(model: Path, monkeypatch: pytest
     result = CliRunner().invoke(app, ["inspect", str(model), "--netron"])
     assert isinstance(result.exception, DependencyError)
     assert "pip install netron" in str(result.exception)
+
+
+def test_what_is_too_long_goes_on_under_itself(tmp_path: Path) -> None:
+    """A hindrance and its change are wrapped like a float island's: no word of them starts at the edge."""
+    norm = onnx.helper.make_node("BatchNormalization", ["x", "one", "zero", "zero", "one"], ["y"], name="norm")
+    arrays = {"one": np.ones(3, np.float32), "zero": np.zeros(3, np.float32)}
+    model = nets.model_of([norm], {"x": ["N", 3, "height", "width"]}, {"y": ["N", 3, "height", "width"]}, arrays)
+    onnx.save(model, tmp_path / "model.onnx")
+    lines = shown(tmp_path / "model.onnx").splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("hinders"))
+    rows = [line for line in lines[start:] if line.strip()]
+    assert sum(line.startswith(" ") for line in rows) >= 2
+    assert {line.split()[0] for line in rows if not line.startswith(" ")} <= {"hinders", "change", "float"}

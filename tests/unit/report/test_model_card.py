@@ -122,6 +122,18 @@ def test_every_figure_stands_in_the_card(tmp_path: Path) -> None:
         assert row in text
 
 
+def test_the_cosine_of_the_task_is_not_that_of_an_output(tmp_path: Path) -> None:
+    """Drift has one of the same name: the card and Hugging Face's figures have the task's."""
+    drift, own = Metric("cosine", 0.999, target="cpu", output="y"), Metric("cosine", 0.8, "", 0.7, 0.9, target="cpu")
+    report = report_of(tmp_path)
+    winner = replace(report.candidate("int8"), metrics=(drift, *METRICS[:1], own))
+    text = card_of(replace(report, candidates=(report.candidates[0], winner)))
+    (found,) = metadata(text)["model-index"][0]["results"][0]["metrics"]
+    assert (found["type"], found["value"], found["args"]["interval_95"]) == ("cosine", 0.8, [0.7, 0.9])
+    assert "| cosine | 0.8 | 0.7 to 0.9 | cpu |" in text
+    assert "0.999" not in text
+
+
 def test_warnings_of_the_winner_alone_are_its_limits(tmp_path: Path) -> None:
     """What is said of another variant is not said of this one."""
     report = report_of(tmp_path, warnings=("int8: of mine", "fp32: of another", "of all"))

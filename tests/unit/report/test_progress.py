@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from onnxshrink.report.progress import PlainEvents
+from onnxshrink.report.progress import LiveEvents, PlainEvents
 
 
 class Clock:
@@ -53,3 +53,16 @@ def test_a_quick_step_says_when_it_began_and_what_it_took() -> None:
     events.finished("export", 1.9, cached=False)
     events.finished("optimize", 0.3, cached=True)
     assert text.getvalue().splitlines() == ["     …  export", " 1.9 s  export", "cached  optimize"]
+
+
+def test_a_long_name_leaves_room_for_its_bar() -> None:
+    """In 80 columns stand the name's ends, the bar, the detail and the time left; the finished line has all of it."""
+    step = "static_with_a_name_that_no_line_of_eighty_columns_can_ever_hold_beside_anything_else/quantize_static"
+    text = io.StringIO()
+    with LiveEvents(Console(file=text, width=80, force_terminal=True, color_system=None)) as events:
+        events.started(step)
+        events.progress(step, 1, 2, "loss 0.123, epoch 11")
+    shown = text.getvalue()
+    events.finished(step, 1.25, cached=False)
+    assert all(part in shown for part in ("static_wi…ize_static", "━━━━━━━━━", "loss 0.123, epoch 11", "-:--"))
+    assert text.getvalue().splitlines()[-1].endswith(f" 1.2 s  {step}")

@@ -72,6 +72,19 @@ def test_a_long_name_is_whole() -> None:
     assert max(map(len, lines)) <= 40
 
 
+def test_the_cosine_of_the_task_is_not_that_of_an_output() -> None:
+    """Drift has one of the same name, nearer to 1: neither the score nor its change is taken of it."""
+
+    def judged(name: str, role: Any, cosine: float) -> Candidate:
+        drift = Metric("cosine", 1.0, target="cpu", output="y")
+        return Candidate(name, role, "", "", (drift, Metric("cosine", cosine, "ratio", target="cpu")))
+
+    text = shown(judged("reference", "reference", 0.75), judged("int8", "variant", 0.5))
+    assert [line.split()[1:] for line in text.splitlines() if line.startswith("  ")][1:] == [
+        ["75.0%"], ["50.0%", "-25.0", "no", "gates"],
+    ]  # fmt: skip
+
+
 def measured(name: str, role: str, size: float, top1: float, drop: float | None, **more: Any) -> Candidate:
     """A row as a run leaves it; ``ratio`` is value, lo, hi."""
     metrics = [Metric("size_bytes", size, "bytes"), Metric("top1", top1, "ratio", target="cpu")]
@@ -166,6 +179,18 @@ def test_colour_says_what_intervals_say() -> None:
     plain = StringIO()
     print_report(REPORTS["winner"], Console(file=plain, width=100))
     assert "\x1b" not in plain.getvalue()
+
+
+def test_a_failed_run_leads_on_from_what_there_is(tmp_path: Path) -> None:
+    """A variant that could not be made fails one gate only, and no command can look at it; the page is always there."""
+    (tmp_path / "report.html").touch()
+    unmade = Candidate("gone", "variant", "", "", (), (Verdict("completed", 1.0, "failed", "it could not be made"),))
+    report = Report("r", CONFIG, (REFERENCE, unmade, LONG), (), None, "no variant passed every gate", {}, {}, 0.0)
+    steps = next_steps(report, tmp_path)
+    assert f"onnxshrink inspect {tmp_path / LONG.model}" in steps
+    assert steps[-1] == f"open {tmp_path / 'report.html'}"
+    alone = Report("r", CONFIG, (REFERENCE, unmade), (), None, "no variant passed every gate", {}, {}, 0.0)
+    assert next_steps(alone, tmp_path) == (f"open {tmp_path / 'report.html'}",)
 
 
 def test_what_is_too_big_or_too_slow_may_be_searched_for(tmp_path: Path) -> None:

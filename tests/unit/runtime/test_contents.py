@@ -9,7 +9,9 @@ import onnx
 import onnx_models as nets
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic
+from onnxruntime.quantization import quantize_static as quantize_with_ort
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from onnxshrink.config.stages import QuantizeStatic
 from onnxshrink.runtime.contents import contents_of, quantization_of, size_of
@@ -74,6 +76,59 @@ def test_other_forms_of_quantization_are_told_apart(tmp_path: Path) -> None:
         if len(tensor.dims) > 1:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
     assert quantization_of(half).formats == ("fp16",)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_forms_of_other_files_are_told_as_well(tmp_path: Path, *, per_channel: bool) -> None:
+    """ONNX Runtime's own QOperator and dynamic files: one format each, every weight with its granularity."""
+    granularity = "per_channel" if per_channel else "per_tensor"
+    onnx.save(net := nets.cnn(), tmp_path / "float.onnx")
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter([nets.samples_of(net, 4)])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+            return next(self.batches, None)
+
+    given, out = tmp_path / "float.onnx", tmp_path / "out.onnx"
+    settings = {"per_channel": per_channel, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_with_ort(given, out, Reader(), quant_format=QuantFormat.QOperator, **settings)
+    found = quantization_of(load_model(out))
+    assert found.formats == ("qoperator",)
+    assert found.weights.get(f"int8 {granularity}", 0) >= 3
+    assert sum(found.weights.values()) == 4
+    assert set(found.activations) == {"uint8"}
+    quantize_dynamic(given, out, per_channel=per_channel, weight_type=QuantType.QInt8)
+    found = quantization_of(load_model(out))
+    assert found.formats == ("dynamic",)
+    assert sum(found.weights.values()) == 4
+    assert found.weights.get(f"int8 {granularity}", 0) >= 1
+    assert found.activations == {"uint8": 4}
+
+
+def test_weights_in_blocks_are_told_with_their_bits() -> None:
+    """ONNX Runtime's own MatMulNBits."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="wide")]
+    weight = {"w": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)}
+    made = MatMulNBitsQuantizer(nets.model_of(nodes, {"x": [1, 64]}, {"y": [1, 32]}, weight), block_size=32, bits=4)
+    made.process()
+    found = quantization_of(made.model.model)
+    assert found.formats == ("weights",)
+    assert found.weights == {"int4 per_block of 32": 1}
+
+
+def test_scales_that_are_cast_are_still_one_for_each_channel() -> None:
+    """As `compact` stores them: in float16, with a Cast behind."""
+    arrays = {"w": np.ones((4, 4), np.int8), "half": np.ones(4, np.float16), "z": np.zeros(4, np.int8)}
+    nodes = [
+        helper.make_node("Cast", ["half"], ["s"], to=TensorProto.FLOAT),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"], axis=1),
+        helper.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    assert quantization_of(nets.model_of(nodes, {"x": [1, 4]}, {"y": [1, 4]}, arrays)).weights == {
+        "int8 per_channel": 1
+    }
 
 
 def test_constants_and_what_nobody_reads_are_counted() -> None:

@@ -97,5 +97,6 @@ def test_extras_are_those_of_the_package() -> None:
     """What doctor says of an extra is what pip would install."""
     text = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
     declared = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert set(here.EXTRAS) == set(declared) - {"dev"}
     for extra, (names, _) in here.EXTRAS.items():
         assert set(names) == {requirement.partition(">=")[0] for requirement in declared[extra]}

@@ -76,10 +76,20 @@ class Samples:
 
 
 class Told(Silent):
-    """Keeps progress."""
+    """Keeps steps and their progress."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int, str]] = []
+        self.started_steps: list[str] = []
+        self.finished_steps: list[tuple[str, float, bool]] = []
+
+    def started(self, step: str) -> None:
+        """One that began."""
+        self.started_steps.append(step)
+
+    def finished(self, step: str, seconds: float, *, cached: bool) -> None:
+        """One that ended."""
+        self.finished_steps.append((step, seconds, cached))
 
     def progress(self, step: str, done: int, total: int, detail: str = "") -> None:
         """One line of it."""
@@ -206,8 +216,28 @@ def test_latency_of_the_reference_is_one(tmp_path: Path, config: RunConfig) -> N
     times = [[m.value for m in metrics if m.name == name] for name in ("latency_p50_ms", "reference_latency_p50_ms")]
     assert times[0] == times[1]
     assert all(value is not None and value > 0 for value in times[0])
-    assert {step[3] for step in told.steps} == {"latency on cpu", "latency on cpu, batch 64"}
+    assert {step[3] for step in told.steps} == {"on cpu", "on cpu, batch 64"}
     assert all(0 <= done <= total for _, done, total, _ in told.steps)
+
+
+def test_latency_is_a_step_with_an_end(tmp_path: Path, config: RunConfig) -> None:
+    """It begins before its progress and ends once with what it took: no bar of it is left. None where unasked."""
+    model = artifact(tmp_path / "a", WEIGHT)
+    told = Told()
+    measure_latency(name="r", artifact=model, reference=model, config=config, events=told)
+    assert {step[0] for step in told.steps} == {"latency/r"}
+    assert told.started_steps == ["latency/r"]
+    ((name, seconds, cached),) = told.finished_steps
+    assert (name, cached) == ("latency/r", False)
+    assert seconds >= sum(target.latency_seconds for target in config.targets)
+    usual = {int(1000 * target.latency_seconds) for target in config.targets}
+    assert {total for _, done, total, _ in told.steps[:1]} == usual
+    untimed = [target.model_copy(update={"latency": False}) for target in config.targets]
+    unasked = Told()
+    assert not measure_latency(
+        name="r", artifact=model, reference=model, config=config.model_copy(update={"targets": untimed}), events=unasked
+    ).metrics
+    assert unasked.started_steps == []
 
 
 def test_latency_states_its_conditions(tmp_path: Path, config: RunConfig) -> None:
