@@ -22,6 +22,8 @@ def main() -> None:
 
 
 def _status(arguments: list[str]) -> int:
+    from typer import Abort
+
     from onnxshrink.cli import app
     from onnxshrink.runtime.processes import let_the_first_speak
 
@@ -31,7 +33,7 @@ def _status(arguments: list[str]) -> int:
     except ShrinkError as e:
         let_the_first_speak()
         return _tell(e, arguments)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Abort):  # Abort: at a question, by Ctrl-C or where nobody answers
         return _interrupted()
     except BrokenPipeError:
         return 1

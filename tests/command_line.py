@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +73,48 @@ def onnxshrink(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=600
     )
+
+
+def talk(*arguments: object, answers: Sequence[tuple[str, str]], cwd: Path) -> tuple[int, str]:
+    """Run the command line in a terminal of its own, and answer what it asks.
+
+    Args:
+        arguments: Of the command line.
+        answers: The end of each question, in order, and the keys that answer it.
+        cwd: The working folder.
+
+    Returns:
+        The exit status, and all that stood on the terminal.
+    """
+    here, there = pty.openpty()
+    # The terminal becomes the one that Ctrl-C comes from.
+    owning = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", owning, *command(*arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        start_new_session=True,
+    ) as process:
+        os.close(there)
+        shown, waiting, asked, end = "", list(answers), 0, time.monotonic() + 120
+        while time.monotonic() < end:
+            if not select.select([here], [], [], 0.2)[0]:
+                continue
+            try:
+                shown += os.read(here, 4096).decode()
+            except OSError:  # so Linux tells that the other end is closed
+                break
+            if waiting and shown[asked:].rstrip().endswith(waiting[0][0]):
+                asked = len(shown)
+                os.write(here, waiting.pop(0)[1].encode())
+        else:
+            process.kill()
+        os.close(here)
+    assert not waiting, f"{waiting[0][0]} was not asked\n{shown}"
+    return process.returncode, shown
 
 
 def environment() -> dict[str, str]:

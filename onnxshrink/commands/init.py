@@ -69,10 +69,13 @@ def init(
     from rich.console import Console
     from rich.text import Text
 
-    from onnxshrink.setup.answers import Answers, read_input
+    from onnxshrink.setup.answers import Answers, read_input, read_size
     from onnxshrink.setup.draft import draft, draft_digits, refuse_existing, write_draft
+    from onnxshrink.setup.interview import ask
 
     refuse_existing(out, force=force)
+    if max_size is not None:
+        read_size(max_size)
     given: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -89,7 +92,7 @@ def init(
         made = draft_digits(out, data)
     else:
         if asks:
-            _ask(given)
+            ask(given, out.parent)
         _require(given)
         answers = Answers(**{name: value for name, value in given.items() if value is not None})
         made = draft(answers, out, cast("Template | None", template.value if template else None))
@@ -103,31 +106,6 @@ def init(
 
 def _wants_digits() -> bool:
     return not typer.confirm("Do you have a model? (no: a small demonstration)", default=True)
-
-
-def _ask(given: dict[str, Any]) -> None:
-    """Ask for what is not given; Enter takes what stands in brackets."""
-    if not given["model"]:
-        given["model"] = typer.prompt("Model: package.module:factory, or model.onnx")
-        if not given["model"].endswith(".onnx") and not given["weights"]:
-            given["weights"] = typer.prompt("Its weights, if the factory does not load them", "", show_default=False)
-    if not given["data"]:
-        given["data"] = typer.prompt("Samples: .npz, folder of images, or package.module:callable")
-    is_factory = not given["model"].endswith(".onnx")
-    if is_factory and not given["inputs"] and not given["data"].endswith(".npz"):
-        from onnxshrink.setup.answers import read_input
-
-        given["inputs"] = dict([read_input(typer.prompt("Its input", "image=batch,3,224,224"))])
-    if given["device"] is None:
-        given["device"] = typer.prompt("Processor it is for", "this", type=DeviceChoice).value
-    if given["max_accuracy_drop"] is None:
-        given["max_accuracy_drop"] = typer.prompt("Accuracy that may be lost, from 0 to 1", 0.01, type=float)
-    if given["max_size"] is None:
-        given["max_size"] = typer.prompt("Largest file, such as '5 MB' (Enter: any)", "", show_default=False)
-    if given["max_latency_ratio"] is None and given["device"] == "this":
-        ratio = typer.prompt("Latency at most, relative to float (0: any)", 0.0, type=float)
-        given["max_latency_ratio"] = ratio or None
-    given.update({name: given[name] or None for name in ("weights", "max_size")})
 
 
 def _require(given: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from onnxshrink.config.base import SizeBytes
 from onnxshrink.config.source import InputSettings
 from onnxshrink.core.errors import ConfigError
 
@@ -63,3 +64,21 @@ def read_input(text: str) -> tuple[str, InputSettings]:
             fix="--input image=batch,3,224,224 or --input ids=batch,128:int64",
         )
     return name.strip(), settings
+
+
+def read_size(text: str) -> int:
+    """``5 MB`` in bytes.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return int(TypeAdapter(SizeBytes).validate_python(text))
+    except ValidationError as e:
+        raise ConfigError(
+            f"the size {text!r} cannot be read",
+            where="--max-size",
+            got=text,
+            want="bytes, or a number and its unit",
+            fix="--max-size '5 MB' or --max-size '60 kB'",
+        ) from e

@@ -23,6 +23,7 @@ from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import InputSettings
 from onnxshrink.core.errors import ConfigError, ModelError
+from onnxshrink.core.files import require_files
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.store import write_atomically
 from onnxshrink.core.tensors import TensorSpec
@@ -153,16 +154,22 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise ConfigError(
             f"{out} is a folder" if out.is_dir() else f"there is a file {out} already",
             where="init",
+            got="a folder" if out.is_dir() else "a file",
             want="a new file",
             fix="name another: onnxshrink init other.yaml" + ("" if out.is_dir() else "; or write over it: --force"),
         )
     if not out.parent.is_dir():
-        raise ConfigError(f"there is no folder {out.parent}", where="init", fix=f"mkdir -p {out.parent}")
+        raise ConfigError(
+            f"there is no folder {out.parent}",
+            where="init",
+            got="nothing",
+            want="a folder",
+            fix=f"mkdir -p {out.parent}",
+        )
 
 
 def _look_at_model(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}", where="--model", want="a model.onnx or package.module:factory")
+    require_files(model=path)
     model = load_model(path)
     if found := quantized_op_types(model):
         raise ModelError(

@@ -45,6 +45,11 @@ class Samples:
     metric: str | None
     notes: tuple[str, ...]
 
+    @property
+    def is_shared(self) -> bool:
+        """What is calibrated on is measured on as well."""
+        return _SAME in self.notes
+
 
 def look_at_samples(given: str, held_out: str | None = None) -> Samples:
     """Find out what samples are, and divide them among the purposes.
@@ -58,7 +63,7 @@ def look_at_samples(given: str, held_out: str | None = None) -> Samples:
         DataError: It cannot be read.
     """
     found = _look(given)
-    if held_out is None:
+    if held_out is None or Path(held_out).expanduser() == Path(given).expanduser():
         return found
     other = _look(held_out)
     evaluation = {name: value for name, value in other.roles["evaluation"].items() if name != "max_samples"}

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_models as nets
 import pytest
-from command_line import onnxshrink, report_of
+from command_line import onnxshrink, report_of, talk
 
 NETS = """\
 import torch
@@ -125,3 +125,88 @@ def test_the_digits_template_runs(tmp_path: Path) -> None:
     overrides = [part for text in (*short, "stages[2].epochs=1") for part in ("--set", text)]
     assert variants(tmp_path, *overrides) == {"fp32", "int8_per_tensor", "int8_per_channel"}
     assert json.loads(next((tmp_path / "runs").glob("*/report.json")).read_text())["name"] == "mine"
+
+
+@pytest.mark.slow
+def test_questions_are_asked_and_wrong_answers_asked_again(tmp_path: Path) -> None:
+    """In a real terminal: each mistake is told at its question, and the config that comes of the answers runs."""
+    net = nets.cnn()
+    onnx.save(net, tmp_path / "model.onnx")
+    (tmp_path / "mynets.py").write_text(NETS)
+    for seed, name in enumerate(("data", "test")):
+        np.savez(tmp_path / f"{name}.npz", **nets.samples_of(net, 16, seed=seed), labels=np.arange(16) % 10)
+    answers = [
+        ("[Y/n]:", "\n"),
+        ("model.onnx:", "modle.onnx\n"),
+        ("model.onnx:", "mynets:vizion\n"),
+        ("model.onnx:", "model.onnx\n"),
+        ("callable:", "dta.npz\n"),
+        ("callable:", "data.npz\n"),
+        ("the same):", "test.npz\n"),
+        ("[this]:", "arm\n"),
+        ("[this]:", "\n"),
+        ("[0.01]:", "3\n"),
+        ("[0.01]:", "0.9\n"),
+        ("any):", "5 lightyears\n"),
+        ("any):", "5 MB\n"),
+        ("[0]:", "-1\n"),
+        ("[0]:", "9.5\n"),
+    ]
+    status, shown = talk("init", "mine.yaml", answers=answers, cwd=tmp_path)
+    assert status == 0, shown
+    said = " ".join(shown.split())
+    for part in (
+        "there is no file modle.onnx (did you mean 'model.onnx'?)",
+        "has no 'vizion' (did you mean 'vision'?)",
+        "there are no samples at 'dta.npz'",
+        "there is no processor 'arm'",
+        "3 is out of range (a number from 0 to 1)",
+        "the size '5 lightyears' cannot be read",
+        "-1 is out of range",
+        "next onnxshrink run mine.yaml",
+    ):
+        assert part in said, shown
+    text = (tmp_path / "mine.yaml").read_text()
+    for part in ("max_accuracy_drop: 0.9 ", "max_size: ", "max_latency_ratio: 9.5 ", "npz: test.npz"):
+        assert part in text, text
+    assert variants(tmp_path) == {"fp32", "int8_per_tensor", "int8_per_channel"}
+
+
+@pytest.mark.slow
+def test_a_factory_is_asked_for_its_inputs(tmp_path: Path) -> None:
+    """Where the samples do not tell; without labels nothing is asked of accuracy."""
+    (tmp_path / "mynets.py").write_text(NETS)
+    (tmp_path / "reader.py").write_text(
+        "import numpy as np\n\n\ndef make():\n    yield {'ids': np.ones((2, 9), int)}\n"
+    )
+    answers = [
+        ("[Y/n]:", "y\n"),
+        ("model.onnx:", "mynets:encoder\n"),
+        ("it does):", "w.pth\n"),
+        ("it does):", "\n"),
+        ("callable:", "reader:make\n"),
+        ("the same):", "\n"),
+        ("[image=batch,3,224,224]:", "ids=batch,9:int46\n"),
+        ("[image=batch,3,224,224]:", "ids=batch,9:int64\n"),
+        ("no more):", "\n"),
+        ("[this]:", "arm64\n"),
+        ("any):", "\n"),
+    ]
+    status, shown = talk("init", "mine.yaml", answers=answers, cwd=tmp_path)
+    assert status == 0, shown
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "ids: {shape: [batch, 9], dtype: int64}" in text
+    assert "isa: arm64" in text
+    assert "max_accuracy_drop" not in text
+
+
+@pytest.mark.parametrize("keys", ["\x03", "\x04"])
+@pytest.mark.parametrize("question", [0, 1])
+def test_who_does_not_answer_leaves_nothing(keys: str, question: int, tmp_path: Path) -> None:
+    """Ctrl-C and the end of the input, at either kind of question, are no bug of ours."""
+    answers = [("[Y/n]:", "y\n"), ("model.onnx:", "")]
+    answers = [*answers[:question], (answers[question][0], keys)]
+    status, shown = talk("init", "mine.yaml", answers=answers, cwd=tmp_path)
+    assert status == 130, shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "mine.yaml").exists()

@@ -58,7 +58,7 @@ def test_a_run_leaves_the_winner_every_variant_and_the_report(
         onnx.checker.check_model(str(path), full_check=True)
     assert "▸ int8" in result.stdout
     assert "runs/cfg/model.onnx" in result.stdout
-    assert [step.kind for step in report.steps][:2] == ["source", "source"]
+    assert [step.name for step in report.steps][:3] == ["source", "source ▸ export", "distill ▸ source"]
     assert report.versions["onnxruntime"] == ort.__version__
     assert report.config["stages"][0]["warm_up_ratio"] == 0.05
     assert all(not step.cached and step.facts is not None for step in report.steps)

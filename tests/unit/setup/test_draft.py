@@ -173,3 +173,12 @@ PLAIN = st.recursive(
 def test_values_come_back_from_yaml_as_they_were(value: object) -> None:
     """Whatever a path or a name is, YAML reads it as it was."""
     assert YAML(typ="safe", pure=True).load(f"value: {flow(value)}\n") == {"value": value}
+
+
+def test_a_size_that_cannot_be_read_is_told_by_its_option(project: Path) -> None:
+    """Not by a line of a file that was never written."""
+    command = ["init", "--yes", "--model", "model.onnx", "--data", "data.npz", "--max-size", "lots"]
+    result = CliRunner().invoke(app, command, standalone_mode=False)
+    assert isinstance(result.exception, ConfigError)
+    assert (result.exception.where, result.exception.got) == ("--max-size", "lots")
+    assert not (project / "shrink.yaml").exists()

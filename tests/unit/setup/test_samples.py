@@ -46,6 +46,14 @@ def test_one_heap_of_samples_is_said_to_be_shared(tmp_path: Path) -> None:
     assert held_out.roles["evaluation"] == {"npz": str(tmp_path / "more" / "data.npz")}
 
 
+def test_the_same_samples_held_out_are_still_shared(tmp_path: Path) -> None:
+    """Naming one file twice keeps nothing apart, and hides nothing."""
+    path = archive(tmp_path, x=IMAGES)
+    assert look_at_samples(path, path).is_shared
+    (tmp_path / "more").mkdir()
+    assert not look_at_samples(path, archive(tmp_path / "more", x=IMAGES)).is_shared
+
+
 def test_labels_of_another_name_are_renamed(tmp_path: Path) -> None:
     """`y` holds the labels; whole numbers are classes, fractions are values."""
     found = look_at_samples(archive(tmp_path, x=IMAGES, y=np.arange(12)))
