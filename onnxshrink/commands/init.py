@@ -34,7 +34,10 @@ class DeviceChoice(StrEnum):
 
 
 def init(
-    out: Annotated[Path, typer.Argument(help="The config to write.")] = Path("shrink.yaml"),
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="The config to write; or model.onnx, as --model.", show_default="shrink.yaml"),
+    ] = None,
     template: Annotated[
         TemplateChoice | None, typer.Option(help="Kind of config.", show_default="by the model")
     ] = None,
@@ -62,7 +65,7 @@ def init(
     ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take what is given, and defaults.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a config that is there.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Look into a model and its samples, and write a commented config that runs; asks for what is not given."""
@@ -70,9 +73,11 @@ def init(
     from rich.text import Text
 
     from onnxshrink.setup.answers import Answers, read_input, read_size
-    from onnxshrink.setup.draft import draft, draft_digits, refuse_existing, write_draft
+    from onnxshrink.setup.draft import draft, draft_digits, write_draft
     from onnxshrink.setup.interview import ask
+    from onnxshrink.setup.output import model_and_output, refuse_existing
 
+    model, out = model_and_output(path, model)
     refuse_existing(out, force=force)
     if max_size is not None:
         read_size(max_size)
@@ -96,7 +101,8 @@ def init(
         _require(given)
         answers = Answers(**{name: value for name, value in given.items() if value is not None})
         made = draft(answers, out, cast("Template | None", template.value if template else None))
-    write_draft(made, out, force=force)
+    inputs = [given[name] for name in ("model", "weights", "data", "held_out") if given[name]]
+    write_draft(made, out, force=force, inputs=inputs)
     console = Console(quiet=quiet)
     for note in made.notes:
         console.print(Text(f"  found  {note}"), soft_wrap=True)

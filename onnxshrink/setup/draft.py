@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,6 +31,7 @@ from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model, opset_of, quantized_op_types
 from onnxshrink.search.scheme import Choice, choice_of
 from onnxshrink.setup.answers import Answers, Template
+from onnxshrink.setup.output import refuse_existing
 from onnxshrink.setup.samples import Samples, look_at_samples, renamed
 from onnxshrink.stages.preflight import preflight
 from onnxshrink.verify.coverage import audit
@@ -133,39 +134,15 @@ def draft(answers: Answers, out: Path, template: Template | None = None) -> Draf
     return Draft(text, _validated(text, out), chosen, tuple(notes))
 
 
-def write_draft(made: Draft, out: Path, *, force: bool = False) -> None:
+def write_draft(made: Draft, out: Path, *, force: bool = False, inputs: Iterable[str] = ()) -> None:
     """Write the config, whole or not at all.
 
     Raises:
-        ConfigError: There is a file of that name already, and ``force`` is not set.
+        ConfigError: As of `refuse_existing`.
         StoreError: It cannot be written.
     """
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, inputs=inputs)
     write_atomically(out, made.text.encode())
-
-
-def refuse_existing(out: Path, *, force: bool) -> None:
-    """Refuse to write over what is there.
-
-    Raises:
-        ConfigError: There is something, and ``force`` is not set.
-    """
-    if out.is_dir() or (out.exists() and not force):
-        raise ConfigError(
-            f"{out} is a folder" if out.is_dir() else f"there is a file {out} already",
-            where="init",
-            got="a folder" if out.is_dir() else "a file",
-            want="a new file",
-            fix="name another: onnxshrink init other.yaml" + ("" if out.is_dir() else "; or write over it: --force"),
-        )
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"there is no folder {out.parent}",
-            where="init",
-            got="nothing",
-            want="a folder",
-            fix=f"mkdir -p {out.parent}",
-        )
 
 
 def _look_at_model(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:

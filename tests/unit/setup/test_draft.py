@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,29 @@ def test_nothing_is_written_over_without_being_told(project: Path) -> None:
     assert out.read_text() == "mine"
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
     load_config(out)
+
+
+def test_a_model_that_stands_first_is_the_model_and_is_never_written_over(project: Path) -> None:
+    """As with every other command; --force gives up no model, no samples, and nothing that is no config."""
+    call = CliRunner().invoke
+    before = {name: (project / name).read_bytes() for name in ("model.onnx", "data.npz", "mynets.py")}
+    assert call(app, ["init", "model.onnx", "--data", "data.npz", "--yes", "--force"]).exit_code == 0
+    config = load_config(project / "shrink.yaml")
+    assert isinstance(config.model, OnnxSource)
+    assert config.model.onnx == project / "model.onnx"
+    (project / "data.yaml").symlink_to("data.npz")
+    rest = ["--data", "data.npz", "--yes", "--force"]
+    for arguments, what in (
+        (["model.onnx", "--model", "other.onnx"], "two models are named"),
+        (["data.npz", "--model", "model.onnx"], "would overwrite an input|is no config"),
+        (["mynets.py", "--model", "model.onnx"], "is no config"),
+        (["data.yaml", "--model", "model.onnx"], "would overwrite an input"),
+    ):
+        error = call(app, ["init", *arguments, *rest]).exception
+        assert isinstance(error, ConfigError), arguments
+        assert re.search(what, error.what)
+        assert all((error.where, error.got, error.want, error.fix))
+    assert before == {name: (project / name).read_bytes() for name in before}
 
 
 def test_the_command_says_what_to_do_next(project: Path) -> None:
