@@ -29,7 +29,7 @@ def explain(
     candidate: Annotated[Path, typer.Argument(help="The same network quantized, in float16, or rewritten.")],
     data: Annotated[Path, typer.Option(help="Samples: an .npz of the models' inputs.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the stage that would mend it to this YAML file.")
+        Path | None, typer.Option("--out", "-o", help="Write the stage that would mend it, if any, to this YAML file.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Show at most this many nodes.")] = 12,
     max_samples: Annotated[int, typer.Option(min=1, help="Use at most this many samples, the first ones.")] = 32,
@@ -59,11 +59,13 @@ def explain(
             isa=isas[isa.value],
             events=events,
         )
-    if out is not None:
+    if out is not None and found.patch:
         write_atomically(out, found.to_yaml().encode())
+    elif out is not None:  # for --json as well, whose reader would look for the file
+        typer.echo(f"no settings would mend it: {out} is not written", err=True)
     if as_json:
         sys.stdout.write(found.to_json())
         return
     print_explanation(found, console, top=top)
-    if out is not None:
+    if out is not None and found.patch:
         console.print(f"  stage  {out}", highlight=False, soft_wrap=True, markup=False)

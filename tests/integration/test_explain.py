@@ -54,6 +54,11 @@ def test_explain_on_the_command_line(tmp_path: Path) -> None:
     told = json.loads(call(tmp_path, *arguments, "--json", "--max-samples", "4", "--max-memory", "1").stdout)
     assert told["samples"] == 4
     assert {"node", "local_sqnr_db", "propagated_sqnr_db", "output_sqnr_db", "finding"} <= told["nodes"][0].keys()
+    (tmp_path / "mine.yaml").write_text("mine")
+    alike = call(tmp_path, "reference.onnx", "reference.onnx", *arguments[2:], "--out", "mine.yaml")
+    assert (alike.returncode, (tmp_path / "mine.yaml").read_text()) == (0, "mine")
+    assert "mine.yaml is not written" in alike.stderr
+    assert "mine.yaml" not in alike.stdout
     missing = call(tmp_path, "nothing.onnx", *arguments[1:])
     assert missing.returncode == 2
     assert "there is no file" in missing.stderr
