@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 
-from onnxshrink.core.errors import ShrinkError
+from onnxshrink.core.errors import DependencyError, ShrinkError
 
 _INTERRUPTED = 130
 """What a shell gives a process that Ctrl-C ended."""
@@ -22,9 +22,12 @@ def main() -> None:
 
 
 def _status(arguments: list[str]) -> int:
-    from typer import Abort
+    try:
+        from typer import Abort
 
-    from onnxshrink.cli import app
+        from onnxshrink.cli import app
+    except ModuleNotFoundError as e:
+        return _tell(_not_installed(e), arguments)
     from onnxshrink.runtime.processes import let_the_first_speak
 
     try:
@@ -40,11 +43,23 @@ def _status(arguments: list[str]) -> int:
     except Exception as e:  # noqa: BLE001  anything else is our bug, and the traceback is what a report of it needs
         let_the_first_speak()
         if hasattr(e, "show") and hasattr(e, "exit_code"):  # click's usage errors
+            if hasattr(e, "message"):
+                e.message = e.message.removeprefix("Value error, ")  # pydantic's, which typer checks choices with
             e.show()
             return 2
         traceback.print_exc()
         print("\nthis is a bug in onnxshrink: please report it with the lines above", file=sys.stderr)
         return 3
+
+
+def _not_installed(error: ModuleNotFoundError) -> DependencyError:
+    return DependencyError(
+        f"this Python does not have what onnxshrink needs: {error.msg}",
+        where=f"the packages of {sys.executable}",
+        got=f"no {error.name}",
+        want="onnxshrink, installed with what it depends on",
+        fix=". .venv/bin/activate in the checkout, where tools/dev.py has made it; pip install -e . there otherwise",
+    )
 
 
 def _interrupted() -> int:

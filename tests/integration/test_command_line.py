@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from command_line import command, environment, onnxshrink
 
+import onnxshrink as onnxshrink_package
 from onnxshrink.config.schema import SCHEMA_FILE
 
 
@@ -22,6 +24,26 @@ def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
     assert onnxshrink("run", "--nope", cwd=tmp_path).returncode == 2
     assert onnxshrink("quantize", "m.onnx", cwd=tmp_path).returncode == 2
     assert onnxshrink("runn", cwd=tmp_path).returncode == 2
+
+
+def test_a_wrong_choice_is_told_in_plain_words(tmp_path: Path) -> None:
+    """The option, what was given and the choices; nothing of how they are looked at."""
+    said = onnxshrink("quantize", "m.onnx", "--scheme", "dinamic", cwd=tmp_path)
+    assert said.returncode == 2
+    assert "'dinamic' is not one of 'auto', 'static', 'dynamic'" in said.stderr
+    assert "Value error" not in said.stderr
+
+
+def test_a_python_without_the_dependencies_is_told_what_to_do(tmp_path: Path) -> None:
+    """A checkout that was never installed, or whose environment is not active: no traceback, and the status is 2."""
+    surroundings = environment() | {"PYTHONPATH": str(Path(onnxshrink_package.__file__).parents[1])}
+    bare = [sys.executable, "-S", "-m", "onnxshrink", "--help"]  # -S: without site-packages
+    said = subprocess.run(bare, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert "No module named 'typer'" in said.stderr
+    assert "pip install -e ." in said.stderr
+    assert ".venv/bin/activate" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 def test_help_and_version_are_there(tmp_path: Path) -> None:
