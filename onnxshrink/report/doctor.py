@@ -113,10 +113,17 @@ def print_diagnosis(found: Diagnosis, console: Console) -> None:
         console.print(labelled((level, finding.what), ("fix", finding.fix), ("source", Text(finding.source, "dim"))))
         console.print()
     n_bad = sum(finding.level == "bad" for finding in found.findings)
+    n_notes = len(found.findings) - n_bad
     if n_bad:
-        console.print(Text(f"{n_bad} known problem{'s' if n_bad > 1 else ''}", style="bold red"))
+        console.print(Text(f"{_counted(n_bad, 'known problem')}", style="bold red"))
+    elif n_notes:
+        console.print(Text(f"no known problem; {_counted(n_notes, 'note')} above: what may go wrong", style="yellow"))
     else:
         console.print(Text("nothing here is known to go wrong", style="bold green"))
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _rows(found: Diagnosis) -> Iterator[tuple[str, Text]]:

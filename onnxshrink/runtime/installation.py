@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "images": (("pillow",), "read folders of images"),
     "hf": (("datasets",), "read data sets of Hugging Face"),
     "search": (("optuna",), "search for a budget, and fit"),
+    "cuda": (("nvidia-ml-py",), "say how much memory of a GPU a session holds"),
     "dask": (("distributed",), "run the trials of a search on other machines"),
 }
 """Extra to its packages and what they allow."""
@@ -223,7 +224,7 @@ def _too_new() -> Iterator[Finding]:
     except ModelError as e:
         yield Finding(
             "note",
-            f"onnx {onnx.__version__} writes models by default that onnxruntime {ort.__version__} refuses: "
+            f"models of onnx {onnx.__version__} load in onnxruntime {ort.__version__} only with an older IR version: "
             + e.what[max(0, e.what.find("Unsupported")) :],
             "pip install --upgrade onnxruntime, or an older onnx, or set model.ir_version before saving",
             "onnxruntime.ai/docs/reference/compatibility.html; microsoft/onnxruntime#20559",

@@ -62,6 +62,13 @@ def test_only_what_is_bad_is_a_problem() -> None:
     assert "nothing here is known to go wrong" in shown(found())
 
 
+def test_the_last_line_does_not_contradict_the_notes_above_it() -> None:
+    """A note says what may go wrong, so the page does not end with nothing."""
+    page = shown(found(Finding("note", "a", "f", "s"), Finding("note", "b", "f", "s")))
+    assert page.endswith("no known problem; 2 notes above: what may go wrong\n")
+    assert "nothing here" not in page
+
+
 def test_the_exit_status_says_it() -> None:
     """1 with something known to be bad, and what there is little of is not that; JSON has everything."""
     busy = Limits(2, 2, None, 9.0, 16_000_000_000, 8_000_000, None, 5_000_000, "/home/me")
