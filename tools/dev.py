@@ -43,7 +43,11 @@ def main(arguments: list[str]) -> int:
 def demo(more: list[str]) -> int:
     """Run the shipped recipe as a user would."""
     install("torch")
-    return run("-m", "onnxshrink", "run", "onnxshrink/recipes/digits.yaml", *more)
+    status = run("-m", "onnxshrink", "run", "onnxshrink/recipes/digits.yaml", *more)
+    if status == 0:  # what the run says to do next needs the environment
+        activate = r".venv\Scripts\activate" if os.name == "nt" else ". .venv/bin/activate"
+        print(f"to go on: {activate}", flush=True)
+    return status
 
 
 def test(more: list[str]) -> int:

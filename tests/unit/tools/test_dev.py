@@ -39,3 +39,16 @@ def test_an_environment_without_pip_is_made_anew(dev: ModuleType) -> None:
     (dev.VENV / "installed").touch()
     dev.make_environment()
     assert (dev.VENV / "installed").exists()
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_demo_says_how_to_go_on_where_it_succeeded(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """The commands that the run prints need the environment that the demo made."""
+    monkeypatch.setattr(dev, "install", lambda _: None)
+    monkeypatch.setattr(dev, "run", lambda *_: status)
+    assert dev.demo([]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (status == 0)
+    assert all(line.startswith("to go on: ") and "activate" in line for line in lines)
