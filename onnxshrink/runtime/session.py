@@ -236,15 +236,31 @@ def _refused(reason: str, kind: str, *, where: str) -> ModelError:
         )
     if operator := _UNKNOWN_OPERATOR.search(reason):
         name = operator[1] or operator[2]
-        what, got = f"ONNX Runtime has no operator {name}", name
-        fix = f"export the model without {name}, written with standard operators; operators from a library of your own "
-        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}cannot be loaded here")
+        return ModelError(
+            f"ONNX Runtime has no operator {name}",
+            where=where,
+            got=name,
+            want=want,
+            fix=f"export the model without {name}, written with standard operators; operators from a library of your "
+            "own cannot be loaded here",
+        )
     if kernel := _NO_KERNEL.search(reason):
-        what, got = f"ONNX Runtime has no kernel on this provider for {kernel[1]}", f"the node {kernel[2]!r}"
-        fix = "export it in float32, or write the operator with others; the types of each kernel: onnxruntime's "
-        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}docs/OperatorKernels.md")
-    fix = "see what is wrong with it: onnxshrink inspect model.onnx; or export it again"
-    return ModelError(f"ONNX Runtime cannot load the model: {reason}", where=where, got=kind, want=want, fix=fix)
+        return ModelError(
+            f"ONNX Runtime has no kernel on this provider for {kernel[1]}",
+            where=where,
+            got=f"the node {kernel[2]!r}",
+            want=want,
+            fix="export it in float32, or write the operator with others; the types of each kernel: onnxruntime's "
+            "docs/OperatorKernels.md",
+        )
+    return ModelError(
+        f"ONNX Runtime cannot load the model: {reason}",
+        where=where,
+        got=kind,
+        want=want,
+        fix="see what is wrong with it, or export it again: "
+        "python -c \"import onnx; onnx.checker.check_model('model.onnx', full_check=True)\"",
+    )
 
 
 def _loads_on_cpu(model: str | bytes) -> bool:
