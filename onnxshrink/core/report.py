@@ -233,7 +233,7 @@ class Report:
         try:
             return Report.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as e:
-            around = (path.parent, path.parent.parent)
+            around = list(path.parents)[:3]  # of a run, of all runs, and of a report in place of its folder
             runs = dict.fromkeys(file.parent for folder in around for file in sorted(folder.glob(f"*/{path.name}")))
             raise StoreError(
                 f"the report cannot be read: {e.strerror if isinstance(e, OSError) else e}",
