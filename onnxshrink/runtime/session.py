@@ -87,7 +87,7 @@ class Session:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(target.spinning)))
         options.graph_optimization_level = LEVELS[optimization or target.optimization]
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and told in our form alone
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
         if save_optimized is not None:
@@ -127,7 +127,15 @@ class Session:
         try:
             values = self._session.run(names, feed)
         except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
-            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
+            given = (TensorSpec(name, str(array.dtype), array.shape) for name, array in feed.items())
+            raise ModelError(
+                f"ONNX Runtime cannot run the model: {_first_line(e)}",
+                where=self.name,
+                got=", ".join(map(str, given)),
+                want="a model that takes every length of its named axes",
+                fix="export it with the batch axis free in every node (a Reshape or Expand often has it fixed), or fix "
+                "the axis of the input: python -m onnxruntime.tools.make_dynamic_shape_fixed",
+            ) from e
         return dict(zip(names, values, strict=True))
 
     def call(self, batch: Batch) -> Callable[[], object]:

@@ -179,3 +179,19 @@ def test_what_cannot_be_loaded_is_sent_where_the_reason_is_told(tmp_path: Path) 
     assert "onnx.checker.check_model('model.onnx', full_check=True)" in caught.value.fix
     with pytest.raises(onnx.checker.ValidationError, match="nowhere"):
         onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_what_fails_while_it_runs_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the lengths that were given and the way out; ONNX Runtime's own line of log is not printed beside it."""
+    model = cnn()
+    flat = next(node for node in model.graph.node if node.op_type == "Flatten")
+    flat.op_type = "Reshape"
+    flat.input.append("one")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 8]), "one"))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    session = Session(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="cannot run the model") as caught:
+        session.run({"x": np.zeros((4, 3, 16, 16), np.float32)})
+    assert caught.value.got == "'x' float32[4,3,16,16]"
+    assert "Reshape" in str(caught.value.fix)
+    assert capfd.readouterr().err == ""
