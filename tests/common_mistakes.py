@@ -175,6 +175,29 @@ def too_new() -> Model:
     return built
 
 
+def fixed_inside() -> Model:
+    """A batch axis that is free at the input and fixed in a node."""
+    built = cnn()
+    flat = next(node for node in built.graph.node if node.op_type == "Flatten")
+    flat.op_type = "Reshape"
+    flat.input.append("one_sample")
+    built.graph.initializer.append(numpy_helper.from_array(np.array([1, 8]), "one_sample"))
+    return built
+
+
+def folder_for_npz(folder: Path) -> list[str]:
+    """Pictures are in a folder, and an archive is a file."""
+    (folder / "photos").mkdir()
+    return config(ONNX, "calib.npz", "photos")(folder)
+
+
+def damaged_weights(folder: Path) -> list[str]:
+    """A download that broke off."""
+    pytest.importorskip("safetensors")
+    (folder / "w.safetensors").write_bytes(b"half a header")
+    return config(TORCH, '"nets:build"', '"nets:build", weights: w.safetensors')(folder)
+
+
 def foreign() -> Model:
     """An operator of somebody's own library."""
     built = cnn()
@@ -449,7 +472,28 @@ MISTAKES: dict[str, Mistake] = {
     "unwritable_folder": Mistake(
         under_a_file, "Not a directory", "file/runs", "free on the disk", "a folder that can be written", "--runs PATH"
     ),
+    "folder_for_npz": Mistake(
+        folder_for_npz, "this is a folder", "photos", "a folder", "numpy.savez", "{images: FOLDER}"
+    ),
     # models
+    "fixed_inside": Mistake(
+        model(fixed_inside, config(ONNX)),
+        "cannot run the model",
+        "int8/quantize_static",
+        "'x' float32[",
+        "every length of its named axes",
+        "make_dynamic_shape_fixed",
+        steps=2,
+    ),
+    "damaged_weights": Mistake(
+        damaged_weights,
+        "cannot be read as safetensors",
+        "w.safetensors",
+        "13 bytes",
+        "a state dict",
+        "copied whole",
+        steps=0,
+    ),
     "opset_too_new": Mistake(
         model(too_new, config(ONNX)),
         "opset 99 of ai.onnx is newer than onnxruntime",

@@ -226,16 +226,25 @@ class Report:
         return report
 
     @staticmethod
-    def read(path: Path) -> Report:
+    def read(path: str | Path) -> Report:
         """Read ``report.json``.
 
         Raises:
             StoreError: There is none, or it is no report; names the file.
         """
+        path = Path(path)
         try:
             return Report.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as e:
-            raise StoreError(f"the report cannot be read: {e}", where=str(path)) from e
+            around = list(path.parents)[:3]  # of a run, of all runs, and of a report in place of its folder
+            runs = dict.fromkeys(file.parent for folder in around for file in sorted(folder.glob(f"*/{path.name}")))
+            raise StoreError(
+                f"the report cannot be read: {e.strerror if isinstance(e, OSError) else e}",
+                where=str(path),
+                got="no such file" if isinstance(e, FileNotFoundError) else type(e).__name__,
+                want="the folder of a finished run",
+                fix=f"these have one: {', '.join(map(str, list(runs)[:3]))}" if runs else "onnxshrink run cfg.yaml",
+            ) from e
         except StoreError as e:
             e.where = str(path)
             raise

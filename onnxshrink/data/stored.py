@@ -225,7 +225,13 @@ def zipped_arrays(path: Path) -> dict[str, ZippedArray]:
         DataError: ``path`` is no archive.
     """
     if path.is_dir():
-        raise DataError("an .npz archive is wanted, and this is a folder", where=str(path))
+        raise DataError(
+            "an .npz archive is wanted, and this is a folder",
+            where=str(path),
+            got="a folder",
+            want="an archive of numpy.savez",
+            fix="name the file in it; a folder of pictures is {images: FOLDER} in place of {npz: FILE}",
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -87,7 +87,7 @@ class Session:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(target.spinning)))
         options.graph_optimization_level = LEVELS[optimization or target.optimization]
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and told in our form alone
         for key, value in (config or {}).items():
             options.add_session_config_entry(key, value)
         if save_optimized is not None:
@@ -127,7 +127,15 @@ class Session:
         try:
             values = self._session.run(names, feed)
         except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
-            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(e)}", where=self.name) from e
+            given = (TensorSpec(name, str(array.dtype), array.shape) for name, array in feed.items())
+            raise ModelError(
+                f"ONNX Runtime cannot run the model: {_first_line(e)}",
+                where=self.name,
+                got=", ".join(map(str, given)),
+                want="a model that takes every length of its named axes",
+                fix="export it with the batch axis free in every node (a Reshape or Expand often has it fixed), or fix "
+                "the axis of the input: python -m onnxruntime.tools.make_dynamic_shape_fixed",
+            ) from e
         return dict(zip(names, values, strict=True))
 
     def call(self, batch: Batch) -> Callable[[], object]:
@@ -236,15 +244,31 @@ def _refused(reason: str, kind: str, *, where: str) -> ModelError:
         )
     if operator := _UNKNOWN_OPERATOR.search(reason):
         name = operator[1] or operator[2]
-        what, got = f"ONNX Runtime has no operator {name}", name
-        fix = f"export the model without {name}, written with standard operators; operators from a library of your own "
-        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}cannot be loaded here")
+        return ModelError(
+            f"ONNX Runtime has no operator {name}",
+            where=where,
+            got=name,
+            want=want,
+            fix=f"export the model without {name}, written with standard operators; operators from a library of your "
+            "own cannot be loaded here",
+        )
     if kernel := _NO_KERNEL.search(reason):
-        what, got = f"ONNX Runtime has no kernel on this provider for {kernel[1]}", f"the node {kernel[2]!r}"
-        fix = "export it in float32, or write the operator with others; the types of each kernel: onnxruntime's "
-        return ModelError(what, where=where, got=got, want=want, fix=f"{fix}docs/OperatorKernels.md")
-    fix = "see what is wrong with it: onnxshrink inspect model.onnx; or export it again"
-    return ModelError(f"ONNX Runtime cannot load the model: {reason}", where=where, got=kind, want=want, fix=fix)
+        return ModelError(
+            f"ONNX Runtime has no kernel on this provider for {kernel[1]}",
+            where=where,
+            got=f"the node {kernel[2]!r}",
+            want=want,
+            fix="export it in float32, or write the operator with others; the types of each kernel: onnxruntime's "
+            "docs/OperatorKernels.md",
+        )
+    return ModelError(
+        f"ONNX Runtime cannot load the model: {reason}",
+        where=where,
+        got=kind,
+        want=want,
+        fix="see what is wrong with it, or export it again: "
+        "python -c \"import onnx; onnx.checker.check_model('model.onnx', full_check=True)\"",
+    )
 
 
 def _loads_on_cpu(model: str | bytes) -> bool:

@@ -82,7 +82,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as e:
-            raise ModelError(f"the file cannot be read as safetensors: {e}", where=str(path)) from e
+            raise ModelError(
+                f"the file cannot be read as safetensors: {e}",
+                where=str(path),
+                got=f"{path.stat().st_size} bytes" if path.exists() else "nothing",
+                want="a state dict of safetensors.torch.save_file",
+                fix="see that it was copied whole; what torch.save wrote ends in .pth or .pt",
+            ) from e
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old formats and of TorchScript; what matters raises

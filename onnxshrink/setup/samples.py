@@ -100,7 +100,13 @@ def _archive(path: Path, given: str) -> Samples:
     )
     inputs = {name: array for name, array in arrays.items() if name not in (labels, SPLIT)}
     if not inputs:
-        raise DataError("the archive holds no inputs", where=given, got=", ".join(arrays) or "no arrays")
+        raise DataError(
+            "the archive holds no inputs",
+            where=given,
+            got=", ".join(arrays) or "no arrays",
+            want="an array for each input of the model",
+            fix="np.savez('data.npz', image=images, labels=labels) makes one",
+        )
     rename = {labels: LABELS} if labels not in (None, LABELS) else {}
     common: dict[str, Any] = {"npz": given} | ({"rename": rename} if rename else {})
     roles, notes = _divided(common, _splits(arrays[SPLIT]) if SPLIT in arrays else {})

@@ -166,3 +166,20 @@ def test_lists_of_numbers_take_one_line() -> None:
     assert len(text.splitlines()) < 100
     with pytest.raises(ValueError, match="JSON"):
         replace(report(), candidates=(replace(row, details={"x": [math.inf]}),)).to_json()
+
+
+def test_a_report_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    """For a misspelt run, for the folder of all runs, and for the file in place of the folder; text is a path too."""
+    (tmp_path / "digits").mkdir()
+    written = tmp_path / "digits" / "report.json"
+    written.write_text(report().to_json(), encoding="utf-8")
+    assert Report.read(str(written)) == Report.read(written)
+    for wrong in ("digit", ".", "digits/report.json"):
+        with pytest.raises(StoreError, match="the report cannot be read: N") as caught:
+            Report.read(tmp_path / wrong / "report.json")
+        error = caught.value
+        assert all((error.where, error.got, error.want))
+        assert str(tmp_path / "digits") in str(error.fix)
+    with pytest.raises(StoreError) as caught:
+        Report.read(tmp_path / "digits" / "nothing.json")
+    assert caught.value.fix == "onnxshrink run cfg.yaml"

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from onnx_models import cnn
 
 from onnxshrink.config.gates import Target
 from onnxshrink.core.errors import ModelError, ProviderError
@@ -164,3 +165,33 @@ def test_an_axis_of_no_length_is_dynamic_in_a_session() -> None:
         model = onnx.load_from_string(twice())
         model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = length
         assert Session(model.SerializeToString()).inputs == (TensorSpec("x", "float32", ("dim_0", 3)),)
+
+
+def test_what_cannot_be_loaded_is_sent_where_the_reason_is_told(tmp_path: Path) -> None:
+    """To ONNX's own checker, which finds it, and not to a command that would load the model again."""
+    model = cnn()
+    model.graph.node[1].input[0] = "nowhere"
+    path = tmp_path / "model.onnx"
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
+        Session(path)
+    assert caught.value.fix is not None
+    assert "onnx.checker.check_model('model.onnx', full_check=True)" in caught.value.fix
+    with pytest.raises(onnx.checker.ValidationError, match="nowhere"):
+        onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_what_fails_while_it_runs_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the lengths that were given and the way out; ONNX Runtime's own line of log is not printed beside it."""
+    model = cnn()
+    flat = next(node for node in model.graph.node if node.op_type == "Flatten")
+    flat.op_type = "Reshape"
+    flat.input.append("one")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 8]), "one"))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    session = Session(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="cannot run the model") as caught:
+        session.run({"x": np.zeros((4, 3, 16, 16), np.float32)})
+    assert caught.value.got == "'x' float32[4,3,16,16]"
+    assert "Reshape" in str(caught.value.fix)
+    assert capfd.readouterr().err == ""
