@@ -740,8 +740,8 @@ MISTAKES: dict[str, Mistake] = {
         config(ONNX.replace(STATIC, ""), "{latency", "{provider: DmlExecutionProvider, latency"),
         "the execution provider 'directml' is not available here",
         "targets, onnxruntime",
+        "directml",
         "CPUExecutionProvider",
-        "DmlExecutionProvider",
         "pip install onnxruntime-directml",
     ),
 }

@@ -83,7 +83,7 @@ class Budget(Gates):
     """Host name of the machine on which latency counts; the search refuses to start elsewhere."""
 
     def within(self, own: Gates) -> Budget:
-        """This budget with the gates' limits as well; where both have one, the budget's counts."""
+        """This budget with the gates' limits as well; a config in which one has two is refused."""
         return self.model_copy(update={**own.limits, **self.limits, "strict": self.strict or own.strict})
 
     @property

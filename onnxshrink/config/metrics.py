@@ -14,6 +14,9 @@ MetricName: TypeAlias = Literal["top1", "top5", "mae", "rmse", "spearman", "cosi
 ERRORS: tuple[MetricName, ...] = ("mae", "rmse")
 """The metrics of which less is better; of all others, and of F1 and mIoU with options, more is."""
 
+SHARES: tuple[str, ...] = ("top1", "top5", "f1", "miou")
+"""The metrics that are shares, from 0 to 1."""
+
 
 class F1Score(Model):
     """F1 with options; `metric: f1` is this with the defaults.

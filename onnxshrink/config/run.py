@@ -13,6 +13,7 @@ from onnxshrink.config.budget import Budget
 from onnxshrink.config.card import Card
 from onnxshrink.config.data import DataRoles, ImageData
 from onnxshrink.config.gates import Gates, Select, Target
+from onnxshrink.config.metrics import SHARES, name_of
 from onnxshrink.config.source import ModelSource
 from onnxshrink.config.stages import (
     BLOCKS_OPSET,
@@ -183,12 +184,20 @@ class RunConfig(Model):
     def _limit_misfits(self, at: tuple[str, ...], gates: Gates) -> Iterator[PydanticCustomError]:
         """Limits that nothing would be measured for."""
         evaluation = self.data.evaluation
-        if gates.max_accuracy_drop is not None and (evaluation is None or evaluation.metric is None):
+        metric = evaluation.metric if evaluation is not None else None
+        if gates.max_accuracy_drop is not None and metric is None:
             yield _misfit(
                 (*at, "max_accuracy_drop"),
                 "there is nothing to measure accuracy with",
                 "data.evaluation with a metric and labels",
                 "data: {evaluation: {npz: …, metric: top1}}",
+            )
+        elif (drop := gates.max_accuracy_drop or 0) > 1 and metric is not None and name_of(metric) in SHARES:
+            yield _misfit(
+                (*at, "max_accuracy_drop"),
+                f"{name_of(metric)} lies between 0 and 1: none can lose more than that",
+                "a share, such as 0.01 for one point",
+                f"{drop / 100:g}, if {drop:g} points were meant",
             )
         for gate in ("min_sqnr_db", "max_abs_error", "min_top1_agreement"):
             if getattr(gates, gate) is not None and evaluation is None:
@@ -229,7 +238,15 @@ class RunConfig(Model):
             yield _misfit(at, "there is nothing to measure accuracy with", "data.evaluation with a metric")
 
     def _budget_misfits(self, budget: Budget) -> Iterator[PydanticCustomError]:
-        """Families of which this config could try nothing."""
+        """Limits that stand in two places, and families of which this config could try nothing."""
+        for limit, value in budget.limits.items():
+            if (other := self.gates.limits.get(limit, value)) != value:
+                yield _misfit(
+                    ("budget", limit),
+                    f"{limit} has two limits: budget says {value}, gates say {other}",
+                    "one limit",
+                    f"leave {limit} out of `gates`: every limit of the budget is a gate as well",
+                )
         missing: dict[str, str] = {}
         if self.data.calibration is None:
             missing |= dict.fromkeys(("static", "mixed", "quantization_aware"), "data.calibration")

@@ -117,8 +117,8 @@ def find_provider(target: Target) -> Provider:
     raise ProviderError(
         f"the execution provider {target.provider!r} is not available here",
         where=f"targets, onnxruntime {ort.__version__}",
-        got=", ".join(dict.fromkeys([*ort.get_available_providers(), *(device.ep_name for device in offered)])),
-        want=name,
+        got=target.provider,
+        want=", ".join(dict.fromkeys([*ort.get_available_providers(), *(device.ep_name for device in offered)])),
         fix=_remedy(target.provider),
     )
 
@@ -244,4 +244,4 @@ def _remedy(provider: str) -> str:
     if provider in SHORT_NAMES:
         return "no package on PyPI has it: build ONNX Runtime with it"
     near = difflib.get_close_matches(provider, SHORT_NAMES, n=1)
-    return f"{near[0]}?" if near else "one of the above, or give the plugin's `library`"
+    return f"did you mean {near[0]!r}?" if near else "one of the above, or give the plugin's `library`"

@@ -69,6 +69,12 @@ SMALL = {"max_size": "1 MB"}
             "gates.max_latency_ms.cpu x2",
             "latency is not measured on the target 'cpu x2'",
         ),
+        (
+            {"budget": {"max_accuracy_drop": 5}, "data": {"evaluation": {**DATA, "metric": "top1"}}},
+            "budget.max_accuracy_drop",
+            "top1 lies between 0 and 1",
+        ),
+        ({"budget": SMALL, "gates": {"max_size": "2 MB"}}, "budget.max_size", "max_size has two limits"),
         ({"budget": {"max_latency_ratio": {}}}, "budget.max_latency_ratio", "one for each target"),
         ({"budget": {"max_latency_ratio": {"cpu": 0}}}, "budget.max_latency_ratio", "a number above 0"),
         ({"budget": {"max_latency_ratio": True}}, "budget.max_latency_ratio", "a number above 0"),

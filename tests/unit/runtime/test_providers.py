@@ -105,7 +105,7 @@ def test_targets_that_differ_in_what_a_session_is_have_different_names() -> None
         ("qnn", "pip install onnxruntime-qnn, and give the `library` in it"),
         ("xnnpack", "no package on PyPI has it"),
         ("rocm", "use migraphx"),
-        ("opnvino", "openvino?"),
+        ("opnvino", "did you mean 'openvino'?"),
         ("Nonesuch", "give the plugin's `library`"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_provider_that_is_not_here_says_what_is_and_how_to_get_it(
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ProviderError, match="not available here") as error:
         require_provider(Target(provider=provider))
-    assert error.value.got == "CPUExecutionProvider"
+    assert (error.value.got, error.value.want) == (provider, "CPUExecutionProvider")
     assert error.value.fix is not None
     assert fix in error.value.fix
 
