@@ -112,7 +112,9 @@ def _difference(ours: Metric | None, theirs: Metric | None) -> str:
     )
     ends = (ours.lo, ours.hi, theirs.lo, theirs.hi)
     apart = ""
-    if None not in ends:
+    if ours.unit == "ms":
+        apart = "; timed at different hours"  # an interval of milliseconds covers its own run only
+    elif None not in ends:
         apart = "; intervals apart" if ours.lo > theirs.hi or ours.hi < theirs.lo else "; intervals overlap"  # type: ignore[operator]  # none is None
     return f"{'+' if difference > 0 else _MINUS}{words}{share}{apart}"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxshrink.core.report import Candidate, Metric, Report
+from onnxshrink.core.report import OPTIMISTIC, Candidate, Metric, Report
 from onnxshrink.report.blocks import Cell, Note, Section, Table, measured, outcome, table, text
 from onnxshrink.report.next_steps import ranked
 from onnxshrink.report.terminal import task_metric
@@ -59,15 +60,26 @@ def summarize(report: Report) -> Summary:
         return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, cards, shown)
     undecided = sum(verdict.outcome == "inconclusive" for verdict in winner.verdicts)
     style = winner.outcome if winner.verdicts else "inconclusive"
+    doubts = tuple(_doubts(report))
     if not winner.verdicts:
         headline = f"? {winner.name} was chosen, and no gate judged it"
     elif undecided:
         headline = f"? Not proven: {winner.name} fails no gate, and {undecided} could not be decided"
+    elif doubts:
+        style, headline = "inconclusive", f"? Not proven: {winner.name} passes every gate, on figures that prove little"
     else:
         headline = f"✓ Ship {winner.name}"
-    return Summary(
-        style, headline, report.selection, _went_in(report), _came_out(winner), tuple(_cards(report, winner))
-    )
+    reason = "; ".join((*doubts, report.selection))
+    return Summary(style, headline, reason, _went_in(report), _came_out(winner), tuple(_cards(report, winner)))
+
+
+def _doubts(report: Report) -> Iterator[str]:
+    """Why the figures themselves prove little: those of the warnings that no gate can make up for."""
+    for row in report.candidates[:1]:
+        for metric in row.metrics:
+            if metric.name in ("top1", "top5") and metric.value is not None and metric.note:
+                yield f"{metric.name} of {row.name}, {metric.value:.1%}, is {metric.note}"
+    yield from (warning for warning in report.warnings if OPTIMISTIC in warning)
 
 
 def verdicts(report: Report) -> Section:

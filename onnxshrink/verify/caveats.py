@@ -11,7 +11,7 @@ from onnxshrink.config.run import RunConfig
 from onnxshrink.config.source import OnnxSource
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.events import Events
-from onnxshrink.core.report import Candidate
+from onnxshrink.core.report import OPTIMISTIC, Candidate
 from onnxshrink.core.tensors import LABELS, LIKE_LABELS
 from onnxshrink.data.stored import zipped_arrays
 from onnxshrink.verify.gain import has_fewer_macs, idle_cuts, idle_zeros
@@ -39,7 +39,7 @@ def unproven(config: RunConfig, data_key: Callable[[Role], Any]) -> Iterator[str
     for role in ("calibration", "train"):
         settings = config.data.of(role)
         if settings is not None and data_key(role) == evaluation:
-            yield f"drift and accuracy were measured on the {role} samples: they are optimistic"
+            yield f"drift and accuracy were measured on the {role} samples: they {OPTIMISTIC}"
 
 
 def unlabelled(config: RunConfig, inputs: Collection[str]) -> Iterator[str]:

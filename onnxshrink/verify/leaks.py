@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxshrink.config.data import DataRoles, Role
 from onnxshrink.core.artifact import Artifact, Facts
+from onnxshrink.core.report import OPTIMISTIC
 from onnxshrink.data.overlap import sample_hashes
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.graph import input_specs, load_model
@@ -45,8 +46,8 @@ def find_leaks(data: DataRoles, roles: Iterable[Role], reference: Artifact) -> F
         "samples": {role: len(seen) for role, seen in hashes.items()},
         "shared_samples": shared,
         "warnings": [
-            f"{count} of {len(measured)} evaluation samples {_PURPOSE[role]}, byte for byte: drift and accuracy are "
-            f"optimistic; measure on samples that `data.{role}` does not hold"
+            f"{count} of {len(measured)} evaluation samples {_PURPOSE[role]}, byte for byte: drift and accuracy "
+            f"{OPTIMISTIC}; measure on samples that `data.{role}` does not hold"
             for role, count in shared.items()
             if count
         ],

@@ -160,9 +160,24 @@ def test_the_first_screen_says_what_to_do() -> None:
         "? int8 was chosen, and no gate judged it": replace(
             report, candidates=(replace(row("int8", 1e4, 0.9, 30.0), verdicts=()),)
         ),
+        "? Not proven: int8 passes every gate, on figures that prove little": replace(
+            report, warnings=("drift and accuracy were measured on the calibration samples: they are optimistic",)
+        ),
     }
     for expected, case in heads.items():
         assert [text for _, text in Parsed(render(case)).all("h1")] == [expected]
+
+
+def test_a_model_that_guesses_is_not_shipped() -> None:
+    """What keeps the figures from proving anything stands under the headline, not below the fold."""
+    report = full()
+    first = report.candidates[0]
+    guessed = Metric("top1", 0.297, "ratio", 0.2, 0.4, "cpu", note="not above the chance of 33.3% with 3 classes")
+    metrics = (guessed, *(m for m in first.metrics if m.name != "top1"))
+    summary = summarize(replace(report, candidates=(replace(first, metrics=metrics), *report.candidates[1:])))
+    assert summary.headline.startswith("? Not proven")
+    assert summary.outcome == "inconclusive"
+    assert summary.reason.startswith(f"top1 of {first.name}, 29.7%, is not above the chance of 33.3%")
 
 
 def test_without_a_winner_the_nearest_shows_what_is_missing() -> None:
@@ -528,6 +543,7 @@ def test_two_runs_stand_side_by_side() -> None:
     assert table.kind == "table"
     found = {str(r[0].parts[0]): str(r[3].parts[0]) for r in table.rows}
     assert found["size"] == "−4.0 kB, −10.0%"  # noqa: RUF001
+    assert found["median latency"].endswith("timed at different hours")
     assert found["latency ratio"] == "−0.14; intervals apart"  # noqa: RUF001
     assert found["top1"] == "the same"
     assert found["lowest SQNR"] == "+5.4 dB"
