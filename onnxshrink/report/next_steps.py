@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +99,9 @@ def _of_undecided(candidate: Candidate, report: Report, config: Path | None) -> 
 
 
 def _of_search(report: Report, reference: Path) -> Iterator[str]:
-    """The search for a model that is small or fast enough and keeps the other gates."""
+    """The search for a model that is small or fast enough and keeps the other gates; none where it could not run."""
+    if importlib.util.find_spec("optuna") is None:
+        return
     gates: dict[str, Any] = report.config.get("gates") or {}
     given = {_BYTES[name]: f"{gates[name]}B" for name in _BYTES if gates.get(name) is not None}
     given |= {_LIMITS[name]: gates[name] for name in _LIMITS if isinstance(gates.get(name), int | float)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Collection, Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -165,7 +166,11 @@ def _open(name: str, storage: str | None, folder: Path) -> Study:
         from optuna.storages.journal import JournalFileBackend
     except ImportError as e:
         raise DependencyError(
-            "a search needs optuna, and it is not installed", want="the search extra", fix="pip install optuna"
+            "a search needs optuna, and it is not installed",
+            where=f"the packages of {sys.executable}",
+            got="no optuna",
+            want="the search extra",
+            fix="pip install -e '.[search]' in the checkout, or pip install 'onnxshrink[search]'",
         ) from e
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)

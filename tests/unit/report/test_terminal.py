@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,8 @@ def test_a_failed_run_leads_on_from_what_there_is(tmp_path: Path) -> None:
     assert next_steps(alone, tmp_path) == (f"open {tmp_path / 'report.html'}",)
 
 
-def test_what_is_too_big_or_too_slow_may_be_searched_for(tmp_path: Path) -> None:
-    """The next step names every gate as the search takes it; a search does not lead to itself, nor does drift."""
+def test_what_is_too_big_or_too_slow_may_be_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next step names every gate as the search takes it; not after a search, nor for drift, nor without optuna."""
     slow = Verdict("max_latency_ratio", 0.5, "failed", "too slow", "cpu")
     gates = {"max_size": 60_000, "max_accuracy_drop": 0.01, "max_latency_ratio": 0.5, "min_sqnr_db": None}
     config = {"gates": gates, "data": {"calibration": {"npz": "c.npz"}, "evaluation": {"npz": "/my data/e.npz"}}}
@@ -211,3 +212,5 @@ def test_what_is_too_big_or_too_slow_may_be_searched_for(tmp_path: Path) -> None
     assert steps({**config, "budget": {"max_size": 60_000}}) == []
     drifts = Verdict("min_sqnr_db", 20.0, "failed", "far", "cpu")
     assert steps(config, Candidate("int8", "variant", "variants/int8/model.onnx", "1", (), (drifts,))) == []
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert steps(config) == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, DependencyError
 from onnxshrink.core.report import Metric
 from onnxshrink.search.record import BLOCK, Record
 from onnxshrink.search.space import Dimension, Option, Space
@@ -50,6 +51,19 @@ def test_trials_come_back_as_they_were_added(tmp_path: Path, *, database: bool) 
     assert record(tmp_path, here, storage=storage).trials == added
     assert record(tmp_path, here, "another", storage=storage).trials == []
     assert (tmp_path / "search.journal").exists() is not database
+
+
+def test_without_optuna_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All five parts are told where it is not installed (hidden from the import system here), and nothing is made."""
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(DependencyError, match="needs optuna") as error:
+        record(tmp_path / "r", space(2))
+    told = error.value
+    assert (told.where, told.got, told.want) == (f"the packages of {sys.executable}", "no optuna", "the search extra")
+    assert told.fix is not None
+    assert "pip install -e '.[search]'" in told.fix
+    assert "pip install 'onnxshrink[search]'" in told.fix
+    assert not (tmp_path / "r").exists()
 
 
 def test_all_trunks_are_offered_where_they_are_few(tmp_path: Path) -> None:
