@@ -33,6 +33,7 @@ class Summary:
         came_out: What it left.
         cards: The figures that decide.
         shown: Whose they are and what it fails, where that is no winner.
+        warnings: What the run warns of the winner, as far as the reason does not say it.
     """
 
     outcome: str
@@ -42,6 +43,7 @@ class Summary:
     came_out: dict[str, str]
     cards: tuple[Card, ...]
     shown: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 MOST_IN_DETAIL = 6
@@ -60,7 +62,7 @@ def summarize(report: Report) -> Summary:
         return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, cards, shown)
     undecided = sum(verdict.outcome == "inconclusive" for verdict in winner.verdicts)
     style = winner.outcome if winner.verdicts else "inconclusive"
-    doubts = tuple(_doubts(report))
+    doubts = tuple(_doubts(report, winner))
     if not winner.verdicts:
         headline = f"? {winner.name} was chosen, and no gate judged it"
     elif undecided:
@@ -70,12 +72,27 @@ def summarize(report: Report) -> Summary:
     else:
         headline = f"✓ Ship {winner.name}"
     reason = "; ".join((*doubts, report.selection))
-    return Summary(style, headline, reason, _went_in(report), _came_out(winner), tuple(_cards(report, winner)))
+    of_winner = tuple(line for line in report.warnings if _concerns(line, winner) and line not in doubts)
+    return Summary(
+        style,
+        headline,
+        reason,
+        _went_in(report),
+        _came_out(winner),
+        tuple(_cards(report, winner)),
+        warnings=of_winner[:_UNFOLDED],
+    )
 
 
-def _doubts(report: Report) -> Iterator[str]:
+def _concerns(warning: str, row: Candidate) -> bool:
+    """Whether a warning begins with the row or with a step of it, and not with another row of a longer name."""
+    return warning.startswith(tuple(f"{row.name}{sign}" for sign in (":", "/", " ")))
+
+
+def _doubts(report: Report, winner: Candidate) -> Iterator[str]:
     """Why the figures themselves prove little: those of the warnings that no gate can make up for."""
-    for row in report.candidates[:1]:
+    for name in dict.fromkeys((report.candidates[0].name, winner.name)):
+        row = report.candidate(name)
         for metric in row.metrics:
             if metric.name in ("top1", "top5") and metric.value is not None and metric.note:
                 yield f"{metric.name} of {row.name}, {metric.value:.1%}, is {metric.note}"
@@ -155,7 +172,10 @@ def _compared(report: Report, target: str | None) -> Table:
         rows.append((text(name), gates, *(measured(row, cell) for cell in cells)))
     where = f" on {target}" if target else ""
     return table(
-        f"Every model{where}, with 95% intervals; latency ratios and SQNR are against the reference", headers, rows
+        f"Every model{where}, with 95% intervals; SQNR is against the reference, a latency ratio against the reference "
+        "timed beside it; median latencies are each of their own session",
+        headers,
+        rows,
     )
 
 
@@ -206,6 +226,9 @@ def _went_in(report: Report) -> dict[str, str]:
     base = baseline_of(report)
     if base is not None and base.digest:
         said["measured against"] = f"{base.name}, sha256 {base.digest[:12]}…"
+    samples = next((m.value for c in report.candidates if (m := c.metric("evaluation_samples")) and m.value), None)
+    if samples:
+        said["measured on"] = f"{samples:,.0f} samples"
     data = report.config.get("data")
     for role, value in data.items() if isinstance(data, dict) else ():
         if value:

@@ -150,10 +150,12 @@ def _captions(report: Report, headers: Collection[str]) -> Iterator[str]:
     shown = [sign for sign in changes if sign in headers]
     if shown:
         yield f"{', '.join(shown)}: change of {' and '.join(str(changes[sign]) for sign in shown)} against {original}"
-    figures = {"dB": "dB (SQNR)", "vs reference": "latency ratio (95% interval)", "ratio": "latency ratio"}
-    against = [text for header, text in figures.items() if header in headers]
-    if against:
-        yield f"{' and '.join(against)}: against reference" + ("; ms: median" if "ms" in headers else "")
+    # The reference's milliseconds are of one session, a ratio's of another: one need not be the others' quotient.
+    units = {"dB": "dB (SQNR): against reference", "ms": "ms: median, each timed in its own session"}
+    if shown := [text for header, text in units.items() if header in headers]:
+        yield "; ".join(shown)
+    ratios = {"vs reference": "latency ratio (95% interval)", "ratio": "latency ratio"}
+    yield from (f"{text}: against the reference timed beside it" for sign, text in ratios.items() if sign in headers)
 
 
 def _extents(report: Report) -> Iterator[str]:

@@ -180,6 +180,32 @@ def test_a_model_that_guesses_is_not_shipped() -> None:
     assert summary.reason.startswith(f"top1 of {first.name}, 29.7%, is not above the chance of 33.3%")
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_neither_the_original_nor_the_winner_may_guess(number: int) -> None:
+    """Accuracy that is not above chance is no reason to ship, whichever of the two has it."""
+    report = full()
+    rows = list(report.candidates)
+    guessed = Metric("top1", 0.3, "ratio", 0.2, 0.4, "cpu", note="not above the chance of 33.3% with 3 classes")
+    rows[number] = replace(rows[number], metrics=(guessed, *(m for m in rows[number].metrics if m.name != "top1")))
+    assert summarize(replace(report, candidates=tuple(rows))).outcome == "inconclusive"
+
+
+def test_what_is_warned_of_the_winner_stands_on_the_first_screen() -> None:
+    """Its own warnings and its steps', not those of a longer name; the others are linked; so is the sample count."""
+    own = ("int8: far from the reference", "int8/quantize_static: few samples")
+    report = full()
+    counted = replace(
+        report.candidates[-1],
+        metrics=(*report.candidates[-1].metrics, Metric("evaluation_samples", 1797.0, "count", target="cpu")),
+    )
+    case = replace(report, warnings=(*own, "int8_slow: slow", "mind"), candidates=(*report.candidates[:-1], counted))
+    first, rest = render(case).split("<main", 1)
+    assert summarize(case).warnings == own
+    assert all(line in first for line in (*own, "1,797 samples", '<a href="#warnings">All warnings (4)</a>'))
+    assert "int8_slow: slow" not in first
+    assert "int8_slow: slow" in rest
+
+
 def test_without_a_winner_the_nearest_shows_what_is_missing() -> None:
     """The figures of the variant that fails the fewest gates, and why it fails; never those of one without a model."""
     unmade = Candidate("gone", "variant", "", "", (), (Verdict("completed", 1.0, "failed", "it could not be made"),))

@@ -57,6 +57,14 @@ def test_what_was_not_measured_on_a_target_is_not_shown_there() -> None:
     assert on_cpu.count("9.0 kB") == on_plain.count("9.0 kB") == 1
 
 
+def test_milliseconds_and_ratios_say_what_they_are_of() -> None:
+    """A ratio is of its own pairs, so it need not be the quotient of the milliseconds beside it."""
+    times = Metric("latency_p50_ms", 0.0994, "ms", target="cpu"), Metric("latency_ratio", 0.91, "ratio", target="cpu")
+    text = shown(Candidate("int8", "variant", "", "", times))
+    assert "ms: median, each timed in its own session" in text
+    assert "latency ratio (95% interval): against the reference timed beside it" in text
+
+
 def test_a_long_name_is_whole() -> None:
     """Names of a search end in the number that tells them apart: they are folded where a line has no room."""
     names = [f"static_per_channel_mse_compact-{number}" for number in (14, 15)]
@@ -159,7 +167,7 @@ def test_a_run_is_shown_as_its_golden_file_shows(name: str, width: int, tmp_path
 def test_nothing_is_cut(name: str, width: int, tmp_path: Path) -> None:
     """No line of the table is wider than the terminal, and every name and verdict is there to its last letter."""
     text = as_shown(name, width, tmp_path)
-    table = text.partition("against reference;")[0]
+    table = text.partition("timed beside it")[0]
     assert max(map(len, table.splitlines())) <= width
     assert "…" not in text
     start = 3 if width >= 96 else 2  # behind the mark of the winner
