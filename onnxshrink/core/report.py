@@ -16,9 +16,10 @@ from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import StoreError
 
 SCHEMA = 1
+"""Raised when the meaning of a field changes; adding a field does not raise it."""
+
 OPTIMISTIC = "are optimistic"
 """In a warning that says so of the run's figures; a page calls nothing proven by them."""
-"""Raised when the meaning of a field changes; adding a field does not raise it."""
 
 _LINE = 120
 
