@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -14,6 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+LOOKS = frozenset({
+    "COLUMNS", "LINES", "TERMINAL_WIDTH", "JUPYTER_COLUMNS", "JUPYTER_LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+    "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS",
+})  # fmt: skip
+"""Variables that change how output looks."""
+
+PATIENCE = 600
+"""Seconds that nothing takes: what waits so long for a process waits for ever."""
 
 NETS = """\
 from torch import nn
@@ -71,7 +81,7 @@ def command(*arguments: object) -> list[str]:
 def onnxshrink(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=600
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 
@@ -99,12 +109,13 @@ def talk(*arguments: object, answers: Sequence[tuple[str, str]], cwd: Path) -> t
         start_new_session=True,
     ) as process:
         os.close(there)
-        shown, waiting, asked, end = "", list(answers), 0, time.monotonic() + 120
+        shown, waiting, asked, end = "", list(answers), 0, time.monotonic() + PATIENCE
+        decoder = codecs.getincrementaldecoder("utf-8")()  # a piece may end within a character
         while time.monotonic() < end:
             if not select.select([here], [], [], 0.2)[0]:
                 continue
             try:
-                shown += os.read(here, 4096).decode()
+                shown += decoder.decode(os.read(here, 4096))
             except OSError:  # so Linux tells that the other end is closed
                 break
             if waiting and shown[asked:].rstrip().endswith(waiting[0][0]):
@@ -119,7 +130,7 @@ def talk(*arguments: object, answers: Sequence[tuple[str, str]], cwd: Path) -> t
 
 def environment() -> dict[str, str]:
     """This process's, without what would change how output looks."""
-    return {key: value for key, value in os.environ.items() if key not in {"FORCE_COLOR", "COLUMNS", "PYTHONPATH"}}
+    return {key: value for key, value in os.environ.items() if key not in LOOKS | {"PYTHONPATH"}}
 
 
 def report_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:

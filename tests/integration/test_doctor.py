@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import command, environment
+from command_line import PATIENCE, command, environment
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_doctor_speaks_where_onnxruntime_does_not_load(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert result.returncode == 1, result.stderr
     assert not result.stderr

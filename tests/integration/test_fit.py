@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from command_line import command, environment, onnxshrink, report_of
+from command_line import PATIENCE, command, environment, onnxshrink, report_of
 from onnx_models import cnn, samples_of
 
 from onnxshrink import recipes
@@ -101,11 +101,11 @@ def test_ctrl_c_leaves_no_half_file_and_the_same_line_goes_on(folder: Path) -> N
         command(*line), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         journal = folder / "runs/.fit-model.search/search.journal"
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while time.monotonic() < until and not (journal.exists() and journal.read_text().count('"trial') > 2):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
     assert "the same command goes on from there" in told
     assert not (folder / "runs/fit-model").exists()

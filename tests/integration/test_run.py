@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from command_line import CONFIG, cached, command, environment, make_project, onnxshrink, report_of
+from command_line import CONFIG, PATIENCE, cached, command, environment, make_project, onnxshrink, report_of
 from safetensors.torch import save_file
 
 from onnxshrink.core.artifact import digest_folder
@@ -183,12 +183,12 @@ def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "runs/.store/work").is_dir() or not list((tmp_path / "runs/.store/memo").glob("*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "interrupted" in output
     assert "Traceback" not in output
@@ -204,7 +204,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(
         for _ in range(2)
     ]
     for process in pair:
-        process.communicate(timeout=300)
+        process.communicate(timeout=PATIENCE)
     assert [process.returncode for process in pair] == [0, 0]
     assert models(tmp_path) == models(finished[0])
 

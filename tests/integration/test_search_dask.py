@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import PATIENCE
 from small_search import essence, front, make_search, searched
 
 from onnxshrink.core.errors import ConfigError
@@ -28,13 +29,24 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[str]:
-    """A scheduler's address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    process = started(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+    """A scheduler's address; it takes a port that is free and writes it down."""
+    written = tmp_path / "scheduler.json"
+    process = started(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(written))
+    until = time.monotonic() + PATIENCE
+    while not (address := _address(written)) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    assert address, (tmp_path / "scheduler.log").read_text()
     yield address
     ended(process)
+
+
+def _address(written: Path) -> str | None:
+    """None while the file is not there or not whole."""
+    try:
+        address: str = json.loads(written.read_text())["address"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return address
 
 
 @pytest.fixture
@@ -46,8 +58,8 @@ def workers(tmp_path: Path, scheduler: str) -> Iterator[list[subprocess.Popen[by
         started(tmp_path, "worker", scheduler, "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path))
         for _ in range(2)
     ]
-    with Client(scheduler, timeout=60) as client:
-        client.wait_for_workers(2, timeout=120)
+    with Client(scheduler, timeout=PATIENCE) as client:
+        client.wait_for_workers(2, timeout=PATIENCE)
     yield processes
     for process in processes:
         ended(process)
@@ -61,7 +73,7 @@ def started(folder: Path, what: str, *arguments: str) -> subprocess.Popen[bytes]
 
 def ended(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait(60)
+    process.wait(PATIENCE)
 
 
 def test_a_killed_worker_of_a_cluster_changes_nothing(
@@ -73,7 +85,7 @@ def test_a_killed_worker_of_a_cluster_changes_nothing(
     def kill_one(state: State) -> None:
         if len(state.trials) >= 2 and state.at_work and workers[0].poll() is None:
             os.kill(workers[0].pid, signal.SIGKILL)
-            workers[0].wait(60)
+            workers[0].wait(PATIENCE)
 
     cluster = {"parallel": {"kind": "dask", "address": scheduler}}
     report, together = searched(folder, "cluster", cluster, watch=kill_one)
@@ -86,7 +98,7 @@ def test_a_killed_worker_of_a_cluster_changes_nothing(
 
 def test_a_cluster_without_workers_is_told(folder: Path, scheduler: str) -> None:
     """It would wait forever; the error says how to start one."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while True:
         with pytest.raises(ConfigError) as caught:
             searched(folder, "runs", {"parallel": {"kind": "dask", "address": scheduler}})

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import PATIENCE
 
 from onnxshrink.config.load import validate
 from onnxshrink.config.run import RunConfig
@@ -93,8 +94,20 @@ def trainings(report: Report) -> dict[str, tuple[int | None, list[float]]]:
 def children() -> list[str]:
     """Processes that this one started and that are alive."""
     listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [pid for path in listed for pid in path.read_text().split()]
-    return [pid for pid in pids if "stages.group" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for path in listed for pid in text_of(path).split() if is_follower(pid)]
+
+
+def is_follower(pid: str) -> bool:
+    """True for a process of a group that runs; one that only waits to be reaped has ended, and has no command line."""
+    return "stages.group" in text_of(Path(f"/proc/{pid}/cmdline"))
+
+
+def text_of(path: Path) -> str:
+    """Nothing for a process that ended meanwhile."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @pytest.mark.parametrize("parallel", [None, {"kind": "processes", "workers": 2}])
@@ -153,7 +166,7 @@ def test_a_lost_process_is_told_with_what_to_do(folder: Path, long: RunConfig) -
     events = Slow()
 
     def kill() -> None:
-        assert events.training.wait(120)
+        assert events.training.wait(PATIENCE)
         os.kill(int(children()[0]), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
@@ -187,15 +200,16 @@ def test_a_killed_leader_leaves_nobody(folder: Path, long: RunConfig) -> None:
     leader = multiprocessing.get_context("spawn").Process(target=_lead, args=(long, folder))
     leader.start()
     pids: list[str] = []
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not pids and time.monotonic() < end:
-        listed = Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split()
-        pids = [pid for pid in listed if "stages.group" in Path(f"/proc/{pid}/cmdline").read_text()]
+        listed = text_of(Path(f"/proc/{leader.pid}/task/{leader.pid}/children")).split()
+        pids = [pid for pid in listed if is_follower(pid)]
         time.sleep(0.1)
     assert pids
     time.sleep(5)  # into the training, or on the way to it
     leader.kill()
-    leader.join(60)
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+    leader.join(PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while any(map(is_follower, pids)) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(map(is_follower, pids))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command, environment, onnxshrink, report_of
+from command_line import PATIENCE, environment, onnxshrink, report_of
 from small_search import make_search
 
 pytest.importorskip("optuna")
@@ -23,6 +22,28 @@ data: {calibration: {npz: calib.npz}, evaluation: {npz: test.npz}}
 stages: [{kind: optimize}]
 targets: [{latency_seconds: 0.05}]
 budget: {max_size: 2 kB, min_sqnr_db: 10, families: [fp16, static], time_limit: 30 min}
+"""
+# The command line, killed when its third trial has ended and is not yet recorded.
+KILLED = """
+import os
+import signal
+import sys
+
+from onnxshrink.__main__ import main
+from onnxshrink.search.record import Record
+
+add, done = Record.add, []
+
+
+def add_or_end(record, trial):
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(record, trial)
+    done.append(trial)
+
+
+Record.add = add_or_end
+main()
 """
 
 
@@ -52,22 +73,20 @@ def essence(search: dict[str, Any]) -> list[Any]:
 def test_a_killed_search_goes_on_and_ends_alike(tmp_path: Path) -> None:
     """Killed twice; nothing is tried twice, and front and trials are those of a search that nobody disturbed."""
     folder = project(tmp_path / "killed")
-    recorded = [0]
-    for _ in range(2):
-        with subprocess.Popen(
-            command("run", "cfg.yaml", "--json"),
+    for turn in (1, 2):
+        killed = subprocess.run(
+            [sys.executable, "-W", "error", "-c", KILLED, "run", "cfg.yaml", "--json"],
             cwd=folder,
             env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            while process.poll() is None and n_recorded(folder) < recorded[-1] + 2:
-                time.sleep(0.005)
-            assert process.poll() is None, "it ended before it was killed"
-            os.kill(process.pid, signal.SIGKILL)
-        recorded.append(n_recorded(folder))
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert n_recorded(folder) == 2 * turn
     resumed, unbroken = finished(folder), finished(project(tmp_path / "unbroken"))
-    assert 0 < recorded[1] < recorded[2] < len(resumed["trials"])
+    assert len(resumed["trials"]) > 4
     assert essence(resumed) == essence(unbroken)
     assert resumed["front"] == unbroken["front"]
     assert n_recorded(folder) == n_recorded(tmp_path / "unbroken") == len(unbroken["trials"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import cached, command, environment, make_project
+from command_line import PATIENCE, cached, command, environment, make_project
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python")
@@ -97,7 +97,7 @@ def surroundings() -> dict[str, str]:
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with this repository's package."""
     return subprocess.run(
-        arguments, cwd=cwd, env=surroundings(), capture_output=True, text=True, check=False, timeout=600
+        arguments, cwd=cwd, env=surroundings(), capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 
@@ -238,7 +238,7 @@ def test_an_end_ends_all_and_is_gone_on_from(project: Path, name: signal.Signals
         else:
             children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
             os.kill(int(children[-1]), name)
-        rest = run.communicate(timeout=60)[1]
+        rest = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode != 0
     assert "bug in onnxshrink" not in rest
     assert rest.count("interrupted: ") == (1 if name == signal.SIGINT else 0)

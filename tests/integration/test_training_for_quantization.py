@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import cached, command, environment, make_project, onnxshrink, report_of
+from command_line import PATIENCE, cached, command, environment, make_project, onnxshrink, report_of
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +142,7 @@ def test_two_processes_end_as_near(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode in {0, 1}, done.stderr
     report = json.loads((tmp_path / "runs/cfg/report.json").read_text())

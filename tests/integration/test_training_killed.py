@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import command, environment, make_project, onnxshrink, report_of
+from command_line import PATIENCE, environment, make_project, onnxshrink, report_of
 
 CONFIG = """\
 model: {factory: "nets:build", inputs: {image: {shape: [batch, 1, 6, 6]}}, outputs: [logits]}
@@ -34,6 +33,30 @@ SIMULATED = CONFIG.replace(
     "  evaluation:", "  calibration: {npz: data.npz, split: calibration}\n  evaluation:"
 ).replace("    epochs: 14\n", "    epochs: 120\n    simulate: {kind: quantize_static}\n")
 
+# The command line, killed on the way to the next checkpoint once there is one of the step that is asked for or of a
+# later one: nobody has to look in time.
+KILLED = """
+import os
+import signal
+import sys
+
+from onnxshrink.__main__ import main
+from onnxshrink.stages.checkpoint import Checkpoints
+
+at, save, done = int(sys.argv.pop(1)), Checkpoints.save, [0]
+
+
+def save_or_end(checkpoints, step, state):
+    if done[0] >= at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(checkpoints, step, state)
+    done[0] = step
+
+
+Checkpoints.save = save_or_end
+main()
+"""
+
 
 def _project(folder: Path, what: str) -> Path:
     folder.mkdir()
@@ -43,21 +66,17 @@ def _project(folder: Path, what: str) -> Path:
 
 
 def _kill_after(config: Path, step: int) -> None:
-    """Start the run and kill it once a checkpoint of ``step`` or a later one is there."""
-    process = subprocess.Popen(
-        command("run", config, "--json"),
+    """A run that is killed once a checkpoint of ``step`` or a later one is there."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KILLED, str(step), "run", config, "--json"],
         cwd=config.parent,
         env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
-    try:
-        while process.poll() is None and _checkpointed(config) < step:
-            time.sleep(0.002)
-        assert process.poll() is None, "it ended before it was killed"
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def _checkpointed(config: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def _train(folder: Path, settings: dict[str, Any], processes: int, *, kill_at: i
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     if kill_at:
         assert done.returncode != 0

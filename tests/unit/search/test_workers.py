@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import PATIENCE
 
 import onnxshrink.search.workers as module
 from onnxshrink.config.budget import Dask, Processes
@@ -84,7 +85,7 @@ def test_trials_are_given_as_soon_as_all_before_them_are_there() -> None:
 
     def slow_last(task: Task) -> Trial:
         if task.number == 5:
-            assert last.wait(60)
+            assert last.wait(PATIENCE)
         return Trial(task.number, task.point, "probed")
 
     with ThreadPoolExecutor(3) as executor, open_workers(None, executor) as workers:
@@ -216,9 +217,9 @@ def test_workers_end_with_a_search_that_is_killed(tmp_path: Path) -> None:
     """Else they would wait for tasks for ever, with their memory."""
     script = tmp_path / "killed_search.py"
     script.write_text(_KILLED)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE
     while _lives(int(done.stdout)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not _lives(int(done.stdout))

@@ -68,7 +68,6 @@ def test_a_bigger_model_takes_more_memory(tmp_path: Path) -> None:
         assert 0 < metric.lo <= metric.value <= metric.hi
         assert metric.target == "cpu, no spinning"
     assert values["peak_memory_bytes"].value == np.median(figures["candidate"]["peak_memory_bytes"])
-    assert values["reference_load_ms"].value < values["load_ms"].value
     json.dumps(figures)
 
 
