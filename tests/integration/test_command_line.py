@@ -56,13 +56,14 @@ def test_help_and_version_are_there(tmp_path: Path) -> None:
 
 @pytest.mark.serial
 def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
-    """No framework is imported before a command runs."""
-    times = []
-    for _ in range(5):
+    """No framework is imported before a command runs; where Python and typer are slow themselves, five times theirs."""
+    lines = {"help": command("--help"), "typer": [*command()[:1], "-c", "import typer.rich_utils"]}
+    times: dict[str, list[float]] = {name: [] for name in lines}
+    for name in [*lines] * 5:
         start = time.perf_counter()
-        subprocess.run(command("--help"), cwd=tmp_path, env=environment(), capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+        subprocess.run(lines[name], cwd=tmp_path, env=environment(), capture_output=True, check=True)
+        times[name].append(time.perf_counter() - start)
+    assert min(times["help"]) < max(0.5, 5 * min(times["typer"])), times
     probe = "import sys, onnxshrink.cli; print({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
     loaded = subprocess.run([*command()[:1], "-c", probe], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
