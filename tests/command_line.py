@@ -18,7 +18,7 @@ import numpy as np
 
 LOOKS = frozenset({
     "COLUMNS", "LINES", "TERMINAL_WIDTH", "JUPYTER_COLUMNS", "JUPYTER_LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
-    "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS",
+    "FORCE_COLOR", "NO_COLOR", "COLORTERM", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS",
 })  # fmt: skip
 """Variables that change how output looks."""
 

@@ -11,6 +11,7 @@ from command_line import LOOKS
 # nor for what a continuous integration sets to have colours (typer takes GITHUB_ACTIONS for a terminal).
 for name in LOOKS & os.environ.keys():
     del os.environ[name]
+os.environ["TERM"] = "xterm"
 
 # What is started in the background of a shell ignores Ctrl-C, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
