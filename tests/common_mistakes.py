@@ -532,10 +532,10 @@ MISTAKES: dict[str, Mistake] = {
     "quantized_already": Mistake(
         model(quantized, quantize),
         "the model is quantized already",
-        "quantize_static",
+        "model.onnx",
         "DequantizeLinear, QuantizeLinear",
         "a float32 model",
-        "quantize the float model",
+        "start from the float model",
     ),
     "external_data": Mistake(
         without_its_data,

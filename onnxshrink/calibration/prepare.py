@@ -9,7 +9,7 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from onnxshrink.core.errors import ModelError
-from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, name_nodes, opset_of, quantized_op_types
+from onnxshrink.runtime.graph import PROTOBUF_LIMIT_BYTES, name_nodes, opset_of, require_float
 from onnxshrink.runtime.session import Session
 
 QUANTIZABLE_OP_TYPES = tuple(sorted({*QLinearOpsRegistry, *QDQRegistry}))
@@ -46,7 +46,7 @@ def prepare(model: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
         ModelError: The model is quantized already, computes in float16, is too large for one protobuf message, or its
             opset cannot be raised.
     """
-    _refuse_quantized(model, where)
+    require_float(model, where=where)
     if model.ByteSize() >= PROTOBUF_LIMIT_BYTES:
         raise ModelError(
             "the model is too large for static quantization",
@@ -108,18 +108,6 @@ def _ask_for_types(model: onnx.ModelProto, where: str) -> None:
             outputs[spec.name].type.tensor_type.elem_type = element
         else:
             model.graph.value_info.append(helper.make_tensor_value_info(spec.name, element, None))
-
-
-def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
-    found = quantized_op_types(model)
-    if found:
-        raise ModelError(
-            "the model is quantized already",
-            where=where,
-            got=", ".join(found),
-            want="a float32 model",
-            fix="quantize the float model that this one was made from",
-        )
 
 
 def _refuse_float16(model: onnx.ModelProto, where: str) -> None:

@@ -205,6 +205,27 @@ def quantized_op_types(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted(op_type for op_type in types if any(mark in op_type for mark in marks)))
 
 
+def require_float(model: onnx.ModelProto, *, where: str) -> None:
+    """Refuse a model that is quantized already: there is nothing to calibrate, and rounding twice only loses.
+
+    Args:
+        model: The model.
+        where: What to call it in messages.
+
+    Raises:
+        ModelError: It has one of `quantized_op_types`.
+    """
+    if found := quantized_op_types(model):
+        raise ModelError(
+            "the model is quantized already",
+            where=where,
+            got=", ".join(found),
+            want="a float32 model",
+            fix="start from the float model that this one was made from; what is quantized in a file says: "
+            "onnxshrink inspect model.onnx",
+        )
+
+
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether a node quantizes, dequantizes or computes on quantized numbers."""
     return bool(quantized_op_types(model))

@@ -18,7 +18,7 @@ from onnxshrink.calibration.prepare import LAYER_NORMS
 from onnxshrink.config.data import NpzData
 from onnxshrink.core.errors import ModelError
 from onnxshrink.data.reader import open_reader
-from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.runtime.graph import input_specs, load_model, require_float
 from onnxshrink.verify.coverage import Coverage, audit
 
 Scheme: TypeAlias = Literal["static", "dynamic"]
@@ -45,9 +45,11 @@ def choose_scheme(model: Path, data: Path) -> Choice:
 
     Raises:
         DataError: The samples do not fit the model.
-        ModelError: The file is no ONNX model.
+        ModelError: The file is no ONNX model, or quantized already.
     """
-    reader = open_reader(NpzData.model_validate({"npz": data}), input_specs(load_model(model)), batch_size=1)
+    loaded = load_model(model)
+    require_float(loaded, where=str(model))
+    reader = open_reader(NpzData.model_validate({"npz": data}), input_specs(loaded), batch_size=1)
     try:
         return choice_of(audit(model, batch=next(iter(reader))))
     except ModelError as e:  # what ONNX Runtime can run and the audit cannot read back

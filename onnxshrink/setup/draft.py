@@ -28,7 +28,7 @@ from onnxshrink.core.importing import search_path
 from onnxshrink.core.store import write_atomically
 from onnxshrink.core.tensors import TensorSpec
 from onnxshrink.data.reader import open_reader
-from onnxshrink.runtime.graph import input_specs, load_model, opset_of, quantized_op_types
+from onnxshrink.runtime.graph import input_specs, load_model, opset_of, require_float
 from onnxshrink.search.scheme import Choice, choice_of
 from onnxshrink.setup.answers import Answers, Template
 from onnxshrink.setup.output import refuse_existing
@@ -148,14 +148,7 @@ def write_draft(made: Draft, out: Path, *, force: bool = False, inputs: Iterable
 def _look_at_model(path: Path) -> tuple[tuple[TensorSpec, ...], list[str]]:
     require_files(model=path)
     model = load_model(path)
-    if found := quantized_op_types(model):
-        raise ModelError(
-            "the model is quantized already",
-            where=str(path),
-            got=", ".join(found),
-            want="a float model",
-            fix=f"start from the float model it was made from; see: onnxshrink inspect {path}",
-        )
+    require_float(model, where=str(path))
     specs = input_specs(model)
     parameters = sum(prod(tensor.dims) for tensor in model.graph.initializer)
     return specs, [f"{path.name}: opset {opset_of(model)}, {parameters:,} parameters; takes {_listed(specs)}"]

@@ -7,8 +7,16 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from onnxshrink.config.data import EntryData
 from onnxshrink.config.metrics import OwnMetric
 from onnxshrink.config.run import RunConfig
-from onnxshrink.config.source import FactorySource
-from onnxshrink.config.stages import PruneChannels, PruneWeights, Stage, StaticQuantization
+from onnxshrink.config.source import FactorySource, ModelSource, OnnxSource
+from onnxshrink.config.stages import (
+    PruneChannels,
+    PruneWeights,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Stage,
+    StaticQuantization,
+    ToFp16,
+)
 from onnxshrink.config.training import AttentionTransfer, EntryLoss, FeatureHint, Learning, Training
 from onnxshrink.core.importing import require_entry
 from onnxshrink.core.tensors import TensorSpec
@@ -17,10 +25,13 @@ from onnxshrink.data.indexed import IndexedReader
 from onnxshrink.data.labels import check_labels
 from onnxshrink.data.reader import open_reader
 from onnxshrink.runtime.affinity import require_cores
-from onnxshrink.runtime.graph import input_specs, load_model
+from onnxshrink.runtime.graph import input_specs, load_model, require_float
 from onnxshrink.runtime.isa import detect_isa, resolve_scheme
 from onnxshrink.runtime.session import require_batch, require_provider
 from onnxshrink.stages.memo import require_torch
+
+_OF_FLOAT = (StaticQuantization, QuantizeDynamic, QuantizeWeights, ToFp16)
+"""Stages that refuse a model that is quantized already."""
 
 
 def preflight(config: RunConfig) -> None:
@@ -31,10 +42,10 @@ def preflight(config: RunConfig) -> None:
     """
     stages = [stage for _, chain in config.branches() for stage in chain]
     require_torch({config.model.gives, *(stage.takes for stage in stages)}, "the config")
-    _refuse_misfits(config)
     for target in config.targets:
-        require_provider(target)
+        require_provider(target)  # before what only those who have it need to know
         require_cores(target)
+    _refuse_misfits(config)
     for entry in _entries(config):
         require_entry(entry)
     for training in _trainings(stages):
@@ -43,6 +54,7 @@ def preflight(config: RunConfig) -> None:
 
             arithmetic(training, "the config")
     _refuse_unknown_modules(config)
+    _refuse_quantized(config.model, stages)
     specs = model_inputs(config)
     for target in config.targets:
         require_batch(target, specs, where="the model")
@@ -90,6 +102,15 @@ def _refuse_misfits(config: RunConfig) -> None:
                 if isinstance(stage, StaticQuantization):
                     isa = detect_isa() if stage.isa == "auto" else stage.isa
                     resolve_scheme(isa, target.provider, where=f"variants.{name}, on {target.name}")
+
+
+def _refuse_quantized(model: ModelSource, stages: Iterable[Stage]) -> None:
+    """Raise where a stage that begins with a float model would be given one that is quantized in its file.
+
+    No stage makes a float model of it, so those before the first of them would work for nothing.
+    """
+    if isinstance(model, OnnxSource) and any(isinstance(stage, _OF_FLOAT) for stage in stages):
+        require_float(load_model(model.onnx), where=str(model.onnx))
 
 
 def _entries(config: RunConfig) -> list[str]:

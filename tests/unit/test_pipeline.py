@@ -71,11 +71,24 @@ def test_a_variant_that_cannot_be_made_costs_no_other(folder: Path) -> None:
 
 def test_a_run_of_which_nothing_can_be_made_says_why(folder: Path) -> None:
     """With no variant left, the first one's own error is the answer."""
-    onnx.save(onnx.load(folder / "m.onnx"), str(folder / "twice.onnx"))
+    twice = [{"kind": "quantize_static"}, {"kind": "quantize_static"}]
+    with pytest.raises(ModelError, match="quantized already") as caught:
+        ran(folder, {"variants": {"int8": twice, "other": [{"kind": "optimize"}, *twice]}})
+    assert caught.value.where == "int8/quantize_static"
+
+
+@pytest.mark.parametrize("kind", ["quantize_static", "quantize_dynamic", "quantize_weights", "to_fp16"])
+def test_a_source_that_is_quantized_already_costs_no_stage(folder: Path, kind: str) -> None:
+    """It is refused with its file's name before the store is opened; without a stage that minds, it is a source."""
     ran(folder, {"variants": {"int8": [{"kind": "quantize_static"}]}})
-    source = {"onnx": str(folder / "runs/r/model.onnx")}
-    with pytest.raises(ModelError, match="quantized already"):
-        ran(folder, {"name": "again", "model": source, "variants": {"int8": [{"kind": "quantize_static"}]}})
+    source = folder / "runs/r/model.onnx"
+    document = {"name": "again", "model": {"onnx": str(source)}, "stages": [{"kind": "optimize"}]}
+    done = sorted((folder / "runs/.store/memo").iterdir())
+    with pytest.raises(ModelError, match="quantized already") as caught:
+        ran(folder, {**document, "variants": {"plain": [], "int8": [{"kind": kind}]}})
+    assert caught.value.where == str(source)
+    assert sorted((folder / "runs/.store/memo").iterdir()) == done
+    assert ran(folder, {**document, "variants": {"plain": []}}).winner == "plain"
 
 
 @pytest.mark.parametrize("change", ["code", "libraries", "processor"])

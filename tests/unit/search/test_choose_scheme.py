@@ -64,6 +64,19 @@ def test_a_graph_that_cannot_be_audited_is_static(tmp_path: Path, monkeypatch: p
     assert choice == Choice("static", "the graph could not be audited: it cannot be read back")
 
 
+def test_a_quantized_model_is_refused_before_it_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session is opened for the choice."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    weights = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.uint8)}
+    monkeypatch.setattr(module, "audit", lambda *_, **__: pytest.fail("it was audited"))
+    with pytest.raises(ModelError, match="quantized already") as caught:
+        chosen(tmp_path, nets.model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, weights))
+    assert caught.value.where == str(tmp_path / "m.onnx")
+
+
 def test_samples_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     """As everywhere: before any work."""
     onnx.save(encoder(), str(tmp_path / "m.onnx"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from onnxshrink.config.run import RunConfig
-from onnxshrink.core.errors import ConfigError
+from onnxshrink.core.errors import ConfigError, ProviderError
 from onnxshrink.stages.preflight import preflight
 
 
@@ -26,6 +26,29 @@ def test_a_batch_that_the_model_cannot_take_is_refused(tmp_path: Path, batch: in
         preflight(RunConfig.model_validate(raw | {"targets": targets}))
     with pytest.raises(ConfigError, match=rf"(?s)fixed to 4.*batch: {batch}.*batch: 4"):
         preflight(RunConfig.model_validate(raw | {"targets": [{"batch": batch}]}))
+
+
+def test_a_missing_provider_is_told_before_what_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has no CUDA can use no advice about it; who has it is told that int8 is no use there."""
+    onnx.save(nets.cnn(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", **nets.samples_of(nets.cnn(), 2))
+    raw = {
+        "model": {"onnx": str(tmp_path / "model.onnx")},
+        "data": {"calibration": {"npz": str(tmp_path / "calib.npz")}},
+        "stages": [{"kind": "quantize_static"}],
+        "targets": [{"provider": "cuda"}],
+    }
+    config = RunConfig.model_validate(raw)
+
+    def missing(_: object) -> None:
+        raise ProviderError("it is not installed")
+
+    monkeypatch.setattr("onnxshrink.stages.preflight.require_provider", missing)
+    with pytest.raises(ProviderError, match="not installed"):
+        preflight(config)
+    monkeypatch.setattr("onnxshrink.stages.preflight.require_provider", lambda _: "CUDAExecutionProvider")
+    with pytest.raises(ConfigError, match="fp16 on CUDA"):
+        preflight(config)
 
 
 def config_of(folder: Path, *stages: dict[str, Any]) -> RunConfig:
