@@ -35,7 +35,9 @@ def made(stage: Stage, model: nets.Model, folder: Path) -> nets.Model:
 
 
 @pytest.mark.parametrize("network", ["mlp", "encoder"])
-@pytest.mark.parametrize("stage", [QuantizeDynamic(), QuantizeWeights(bits=8), ToFp16()], ids=lambda s: s.kind)
+@pytest.mark.parametrize(
+    "stage", [QuantizeDynamic(reduce_range=True), QuantizeWeights(bits=8), ToFp16()], ids=lambda s: s.kind
+)
 def test_other_kinds_of_candidates_are_taken(stage: Stage, network: str, tmp_path: Path) -> None:
     """Dynamic, weight-only and float16 candidates: every node is matched, and nothing is called a fault."""
     model = mutations.NETWORKS[network]()
