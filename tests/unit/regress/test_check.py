@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import attention, cnn, samples_of
 
 from onnxshrink.regress import check as check_module
@@ -461,6 +461,86 @@ def test_tolerances_are_never_zero(bundle: Path) -> None:
     assert 0 < limits["relative_l2"] < 1e-3
 
 
+def classifier(sign: float = 1.0) -> onnx.ModelProto:
+    """One row in, the number of its class out."""
+    weights = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32) * np.float32(sign)
+    return network(
+        [helper.make_node("MatMul", ["x", "w"], ["l"]), helper.make_node("ArgMax", ["l"], ["k"], axis=1, keepdims=0)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("k", TensorProto.INT64, ["n"])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+
+
+def network(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: Sequence[Any] = ()) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def baseline(folder: Path, model: onnx.ModelProto, sample: dict[str, Any]) -> Path:
+    """A bundle with one golden sample, as a model with large inputs has."""
+    folder.mkdir()
+    onnx.save(model, str(folder / "model.onnx"))
+    write_baseline(folder, {"session": SESSION}, [sample])
+    return folder
+
+
+def test_one_golden_class_that_is_another_fails(tmp_path: Path) -> None:
+    """One of one may not differ, though one of many may: else nothing could fail where a single class is golden."""
+    folder = baseline(tmp_path / "bundle", classifier(), {"x": np.ones((1, 3), np.float32)})
+    assert check_bundle(folder).outcome == "passed"
+    other = changed(folder, lambda model: model.CopyFrom(classifier(-1.0)))
+    assert failed(check_bundle(folder, other, latency=False, behaviour_only=True)) == {"max_abs_error k"}
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_model_that_draws_at_random_is_no_baseline(tmp_path: Path, *, share: bool) -> None:
+    """It differs from itself as much as from another: that is inconclusive, neither an alarm nor a pass."""
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])]
+    nodes = [helper.make_node("RandomUniformLike", ["x"], ["r"])]
+    nodes.append(
+        helper.make_node("Greater", ["r", "x"], ["y"]) if share else helper.make_node("Identity", ["r"], ["y"])
+    )
+    kind = TensorProto.BOOL if share else TensorProto.FLOAT
+    model = network(nodes, ends, [helper.make_tensor_value_info("y", kind, [1, 64])])
+    folder = baseline(tmp_path / "bundle", model, {"x": np.full((1, 64), 0.5, np.float32)})
+    # Sessions of one process draw alike, so another process is asked.
+    command = [sys.executable, "-I", str(folder / "check.py"), "--json"]
+    other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert other.returncode == 0, other.stderr
+    result = json.loads(other.stdout)
+    assert result["outcome"] == "inconclusive"
+    unsure = {item["name"]: item["reason"] for item in result["items"] if item["outcome"] == "inconclusive"}
+    assert unsure.keys() == ({"max_abs_error y"} if share else {"max_abs_error y", "relative_l2 y"})
+    assert all("the baseline differs from itself as much" in reason for reason in unsure.values())
+
+
+def test_a_model_without_inputs_has_a_bundle(tmp_path: Path) -> None:
+    """There is nothing to give it at once, and its outputs are golden like any other's."""
+    ends = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])]
+    weights = [numpy_helper.from_array(np.ones(3, np.float32), "w")]
+    model = network([helper.make_node("Identity", ["w"], ["y"])], [], ends, weights)
+    assert check_bundle(baseline(tmp_path / "bundle", model, {})).outcome == "passed"
+
+
+def test_an_update_accepts_files_that_may_not_be_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files checked out read-only are replaced, not written to, so the new ones do not inherit that."""
+    for path in bundle.iterdir():
+        path.chmod(0o444)
+    modes: list[int] = []
+    write = check_module.write_baseline
+
+    def looked(folder: Path, *rest: Any) -> Any:
+        modes.extend(path.stat().st_mode & 0o200 for path in folder.iterdir())
+        return write(folder, *rest)
+
+    monkeypatch.setattr(check_module, "write_baseline", looked)
+    update_bundle(bundle, changed(bundle, scale(1.01)))
+    assert modes
+    assert all(modes)  # root writes to any file, so it is the mode that tells
+    assert check_bundle(bundle).outcome == "passed"
+
+
 def test_an_update_accepts_the_model_and_says_what_changed(bundle: Path) -> None:
     """Afterwards it is the baseline, the one before is in the history, and other files in the folder stay."""
     model = changed(bundle, scale(1.01))
@@ -522,6 +602,23 @@ def test_junit_is_what_ci_servers_read(bundle: Path) -> None:
     assert int(suite.attrib["skipped"]) == len(suite.findall("testcase/skipped")) == 1
     assert all(case.attrib["name"] and case.attrib["classname"] for case in cases)
     assert len({case.attrib["name"] for case in cases}) == len(cases)
+    # Jenkins' xUnit plugin refuses a file with any attribute that its junit-10.xsd does not have.
+    assert root.attrib.keys() <= {"name", "time", "tests", "failures", "errors"}
+    known = {
+        "name",
+        "tests",
+        "failures",
+        "errors",
+        "group",
+        "time",
+        "skipped",
+        "timestamp",
+        "hostname",
+        "id",
+        "package",
+    }
+    assert suite.attrib.keys() <= known
+    assert all(case.attrib.keys() <= {"name", "time", "classname", "group"} for case in cases)
 
 
 def test_sarif_has_what_the_standard_requires(bundle: Path) -> None:
@@ -538,6 +635,19 @@ def test_sarif_has_what_the_standard_requires(bundle: Path) -> None:
         assert row["level"] in {"error", "warning"}
         assert row["message"]["text"]
         assert row["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith((".onnx", ".npz"))
+
+
+def test_sarif_places_are_uris(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An absolute path is a ``file:`` URI, since none may begin with a slash; others stay as named."""
+    strange = bundle.rename(bundle.parent / "ein Bündel #1")
+    (strange / "golden_inputs.npz").unlink()
+    monkeypatch.chdir(strange.parent)
+    found = []
+    for folder in (strange, Path(strange.name)):
+        row = json.loads(to_sarif(check_bundle(folder)))["runs"][0]["results"][0]
+        found.append(row["locations"][0]["physicalLocation"]["artifactLocation"]["uri"])
+    assert found[0] == (strange / "golden_inputs.npz").as_uri()
+    assert found[1] == "ein%20B%C3%BCndel%20%231/golden_inputs.npz"
 
 
 BLOCKED = """\
