@@ -94,6 +94,7 @@ def init(
     }
     asks = not yes and sys.stdin.isatty()
     if template is TemplateChoice.digits or (template is None and asks and model is None and _wants_digits()):
+        _refuse_beside_digits(given)
         made = draft_digits(out, data)
     else:
         if asks:
@@ -112,6 +113,27 @@ def init(
 
 def _wants_digits() -> bool:
     return not typer.confirm("Do you have a model? (no: a small demonstration)", default=True)
+
+
+def _refuse_beside_digits(given: dict[str, Any]) -> None:
+    from onnxshrink.core.errors import ConfigError
+
+    flags = {"inputs": "--input", "held_out": "--eval-data"}
+    spelled = [
+        f"{flags.get(name, '--' + name.replace('_', '-'))} {'…' if name == 'inputs' else value}"
+        for name, value in given.items()
+        if name != "data" and value not in (None, {})
+    ]
+    if spelled:
+        raise ConfigError(
+            "the template 'digits' is a demonstration with a model and limits of its own",
+            where="--template digits",
+            got=", ".join(spelled),
+            want="digits alone, or with --data for its images",
+            fix=f"leave out {' '.join(spelled)}"
+            if not given["model"]
+            else "leave out --template digits: the model says which template suits it",
+        )
 
 
 def _require(given: dict[str, Any]) -> None:

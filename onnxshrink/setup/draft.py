@@ -107,6 +107,15 @@ def draft(answers: Answers, out: Path, template: Template | None = None) -> Draf
             where="--template",
             got=answers.model,
             want="a model.onnx" if template == "onnx" else "package.module:factory",
+            fix="leave out --template: the model says which template suits it",
+        )
+    if is_file and (answers.weights or answers.inputs):
+        raise ConfigError(
+            "an ONNX file brings its weights and says what its inputs are",
+            where="--weights" if answers.weights else "--input",
+            got=answers.weights or ", ".join(answers.inputs),
+            want="neither --weights nor --input with a model.onnx",
+            fix="leave them out, or name the network that they are of: --model package.module:factory",
         )
     values: dict[str, Any] = {"answers": answers, "file": str(out), "metric": samples.metric}
     if is_file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -153,6 +154,37 @@ def test_answers_that_do_not_fit_are_mistakes(project: Path, model: str, templat
     """Each says what is wrong with it."""
     with pytest.raises(ShrinkError, match=message):
         draft(Answers(model, "data.npz"), project / "c.yaml", template)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got", "fix"),
+    [
+        (["model.onnx"], "--model model.onnx", "leave out --template digits"),
+        (["--model", "mynets:build", "--input", "x=n,3"], "--model mynets:build, --input …", "--template digits"),
+        (["--max-size", "5 MB", "--eval-data", "d.npz"], "--eval-data d.npz, --max-size 5 MB", "leave out --eval-data"),
+        (["--device", "arm64", "--max-accuracy-drop", "0"], "--device arm64, --max-accuracy-drop 0.0", "leave out"),
+    ],
+)
+def test_what_the_demonstration_would_ignore_is_refused(
+    project: Path, arguments: list[str], got: str, fix: str
+) -> None:
+    """It has a model, data and limits of its own: nothing that was asked for is passed over in silence."""
+    command = ["init", "--template", "digits", "--yes", *arguments]
+    refused = CliRunner().invoke(app, command, standalone_mode=False).exception
+    assert isinstance(refused, ConfigError)
+    assert refused.got == got
+    assert fix in str(refused.fix)
+    assert not (project / "shrink.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "where"), [({"weights": "w.pth"}, "--weights"), ({"inputs": {"x": read_input("x=n,3")[1]}}, "--input")]
+)
+def test_what_an_onnx_file_says_itself_is_not_given_beside_it(project: Path, more: dict[str, Any], where: str) -> None:
+    """Neither weights nor inputs: they are those of a factory, and would be ignored."""
+    with pytest.raises(ConfigError, match="brings its weights") as caught:
+        draft(Answers("model.onnx", "data.npz", **more), project / "c.yaml")
+    assert caught.value.where == where
 
 
 def test_the_demonstration_is_the_recipe(tmp_path: Path) -> None:
