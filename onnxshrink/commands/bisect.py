@@ -43,7 +43,7 @@ def bisect(
     """Find the step that first broke a limit: export, a pass of the optimizer, quantization, or the session itself.
 
     The limit is the config's own gate if none is given. Exit status 1 says that a step broke it, or gave a model that
-    does not load.
+    does not load or run.
     """
     from onnxshrink.config.gates import Gates, Target
     from onnxshrink.config.load import load_config

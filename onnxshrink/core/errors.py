@@ -5,6 +5,7 @@ ShrinkError                 exit code 2: the user can fix it
 ├── ConfigError             the config file, an option or an override
 ├── DataError               samples: names, shapes, dtypes, NaN, empty readers, unreadable files
 ├── ModelError              the model brought in: factory, weights, ONNX file, unsupported graph
+│   └── InferenceError      a model that loads, and fails on a batch
 ├── TrainingError           a loss that is not finite, a batch that cannot be learned from
 ├── ParityError             two models that should agree and do not (export, optimize)
 ├── ProviderError           an execution provider that is missing or was silently dropped
@@ -91,6 +92,10 @@ class DataError(ShrinkError):
 
 class ModelError(ShrinkError):
     """The model that was brought in cannot be built, read or changed as asked."""
+
+
+class InferenceError(ModelError):
+    """ONNX Runtime has loaded the model, and cannot run it on a batch."""
 
 
 class TrainingError(ShrinkError):

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from onnxshrink.config.gates import Optimization, Target
-from onnxshrink.core.errors import ConfigError, ModelError, ProviderError
+from onnxshrink.core.errors import ConfigError, InferenceError, ModelError, ProviderError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec, require_tensor
 from onnxshrink.runtime.interface import match_inputs
 from onnxshrink.runtime.providers import (
@@ -118,7 +118,8 @@ class Session:
             Output name to array.
 
         Raises:
-            ModelError: An input is missing, ONNX Runtime refuses the batch, or an input or output is no tensor.
+            InferenceError: ONNX Runtime fails on the batch.
+            ModelError: An input is missing, or an input or output is no tensor.
         """
         names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
         for spec in (*self.inputs, *(spec for spec in self.outputs if spec.name in names)):
@@ -128,7 +129,7 @@ class Session:
             values = self._session.run(names, feed)
         except Exception as e:  # as above: InvalidArgument and RuntimeException share no base but Exception
             given = (TensorSpec(name, str(array.dtype), array.shape) for name, array in feed.items())
-            raise ModelError(
+            raise InferenceError(
                 f"ONNX Runtime cannot run the model: {_first_line(e)}",
                 where=self.name,
                 got=", ".join(map(str, given)),

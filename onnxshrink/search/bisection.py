@@ -163,7 +163,7 @@ def bisect_files(
     Raises:
         ConfigError: A file is not there.
         ShrinkError: The reference cannot be used, or the models or the samples do not fit each other. A candidate that
-            is no model, or one that ONNX Runtime does not load, breaks every limit.
+            is no model, or one that ONNX Runtime does not load or cannot run on the samples, breaks every limit.
     """
     require_files(reference=reference, candidate=candidate, data=data)
     scored = (metric or "top1") if limit.metric == "accuracy_drop" else None

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from onnxshrink.config.data import Data
 from onnxshrink.config.gates import Gates, Target
 from onnxshrink.core.artifact import Artifact, Facts
-from onnxshrink.core.errors import ConfigError, ModelError, ParityError
+from onnxshrink.core.errors import ConfigError, InferenceError, ModelError, ParityError
 from onnxshrink.core.events import Events
 from onnxshrink.core.report import finite
 from onnxshrink.search.checkpoints import Checkpoint, Way
@@ -22,6 +22,7 @@ from onnxshrink.verify.checkpoints import (
     load_deviations,
     measure_deviations,
     measure_scores,
+    of_the_reference,
     save_deviations,
 )
 from onnxshrink.verify.comparison import accuracy_metrics
@@ -57,7 +58,7 @@ class Check:
         step: Its place among the steps, from 0.
         name: Its name.
         value: The limit's metric; None where it is not finite, and the note says why.
-        is_broken: Whether the limit is not kept, or there is no model, or one that ONNX Runtime does not load.
+        is_broken: Whether the limit is not kept, or there is no model, or one that ONNX Runtime does not load or run.
         output: The worst output, for drift.
         note: What else there is to say of the value.
         runs: False where there was nothing to measure, and the note says why.
@@ -109,8 +110,8 @@ def limit_of(
 def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any, seed: int, events: Events) -> Measure:
     """What measures a checkpoint; the store keeps what was measured, whatever the limit is.
 
-    A step that cannot make its model, or makes one that ONNX Runtime does not load, breaks every limit. Where the
-    reference is not loaded either, that is an error and no step's doing.
+    A step that cannot make its model, or makes one that ONNX Runtime does not load or cannot run on the samples, breaks
+    every limit. Where the reference is not loaded or cannot be run either, that is an error and no step's doing.
     """
 
     def key(model: Artifact, runtime: Runtime) -> Facts:
@@ -145,7 +146,8 @@ def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any,
 
     def drop(step: int, at: Checkpoint, model: Artifact) -> Check:
         plain = Runtime(Target(threads=at.runtime.target.threads))
-        original = scores(way.reference, f"score {way.reference_name}", plain)
+        with of_the_reference():
+            original = scores(way.reference, f"score {way.reference_name}", plain)
         metrics = accuracy_metrics(original, scores(model, f"score {at.name}", at.runtime), target_name="", seed=seed)
         found = next(metric for metric in metrics if metric.name == "accuracy_drop")
         broken = found.value is None or not limit.is_kept(found.value)
@@ -165,11 +167,13 @@ def measure_of(memo: Memo, way: Way, limit: Limit, data: Data, *, data_key: Any,
 
 
 def _refused(step: int, at: Checkpoint, model: Artifact, reference: Artifact, error: ModelError) -> Check:
-    """The check of a model that ONNX Runtime does not load.
+    """The check of a model that ONNX Runtime does not load, or cannot run on a batch that the reference has answered.
 
     Raises:
-        ModelError: ``error``, where ONNX Runtime loads the model, or not even the reference.
+        ModelError: ``error``, where it is another, or ONNX Runtime does not even load the reference.
     """
+    if isinstance(error, InferenceError):
+        return Check(step, at.name, None, is_broken=True, note=f"no answer: {error.what}", runs=False)
     reason = at.runtime.refuses(model)
     if reason is None or (reference.kind == "onnx" and Runtime().refuses(reference)):
         raise error

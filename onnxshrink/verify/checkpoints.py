@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from onnxshrink.config.data import Data
 from onnxshrink.config.gates import Target
 from onnxshrink.core.artifact import Artifact
 from onnxshrink.core.drift import Drift
-from onnxshrink.core.errors import DataError, ModelError
+from onnxshrink.core.errors import DataError, InferenceError, ModelError
 from onnxshrink.core.tensors import Array, Batch, TensorSpec
 from onnxshrink.data.batching import n_samples
 from onnxshrink.data.reader import open_reader
@@ -88,7 +89,8 @@ def measure_deviations(
 
     Raises:
         DataError: The samples do not fit, or there are none.
-        ModelError: The models' inputs or outputs do not match.
+        InferenceError: The candidate fails on a batch that the reference has answered.
+        ModelError: The models' inputs or outputs do not match, or the reference fails.
     """
     specs, names, answer = _answers(reference, runtime)
     session = runtime.open(candidate, like=specs)
@@ -98,7 +100,9 @@ def measure_deviations(
     reader = open_reader(data, session.inputs, batch_size=_BATCH_SIZE)
     drifts, done = {name: Drift(name) for name in names}, 0
     for batch in reader:
-        expected, got = answer(batch), session.run(batch)
+        with of_the_reference():
+            expected = answer(batch)
+        got = session.run(batch)
         if len(expected) != len(names):
             raise ModelError(
                 "the exported model and the network differ in the number of their outputs",
@@ -127,6 +131,7 @@ def measure_scores(model: Artifact, runtime: Runtime, data: Data, progress: Prog
 
     Raises:
         DataError: Labels are missing or do not fit.
+        InferenceError: The model fails on a batch.
         ModelError: No output can be scored.
     """
     if data.metric is None:
@@ -134,6 +139,19 @@ def measure_scores(model: Artifact, runtime: Runtime, data: Data, progress: Prog
     session = runtime.open(model)
     reader = open_reader(data, session.inputs, batch_size=_BATCH_SIZE, labels=True)
     return score(session, reader, data.metric, progress)
+
+
+@contextmanager
+def of_the_reference() -> Iterator[None]:
+    """Tell a reference that fails on a batch from a candidate that does: there is nothing to measure it against.
+
+    Raises:
+        ModelError: In place of the `InferenceError` within, with the same words.
+    """
+    try:
+        yield
+    except InferenceError as e:
+        raise ModelError(e.what, where=e.where, got=e.got, want=e.want, fix=e.fix) from e
 
 
 def save_deviations(deviations: Sequence[Deviation], folder: Path) -> None:

@@ -265,6 +265,56 @@ def test_a_candidate_that_does_not_load_is_broken_and_a_reference_is_a_mistake(p
         assert refused.exception.exit_code == 2
 
 
+def fixed_to_one(path: Path) -> onnx.ModelProto:
+    """A model that loads, and whose answer takes the shape of one sample: ONNX Runtime fails on a batch of more."""
+    model = onnx.load(path)
+    output = model.graph.output[0]
+    node = next(node for node in model.graph.node if output.name in node.output)
+    node.output[0] = "before"
+    n_classes = output.type.tensor_type.shape.dim[-1].dim_value
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, n_classes]), "one"))
+    model.graph.node.append(helper.make_node("Reshape", ["before", "one"], [output.name], name="stuck"))
+    return model
+
+
+@pytest.mark.parametrize("limit", [("--min-sqnr-db", "20"), ("--max-accuracy-drop", "0.5")])
+def test_a_stage_whose_model_fails_while_it_runs_is_the_step_that_broke(
+    project: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, str]
+) -> None:
+    """As one whose model does not load: exit status 1, the step and the reason, and both models are left."""
+
+    def fix_to_one(_: Any, source: Artifact, out: Path, __: Any) -> dict[str, Any]:
+        onnx.save(fixed_to_one(source.model_path), out / "model.onnx")
+        return {}
+
+    monkeypatch.setattr("onnxshrink.stages.to_fp16.to_fp16", fix_to_one)
+    document = search(project, "--variant", "fp16", *limit)
+    assert first(document) == "fp16/to_fp16"
+    notes = {check["note"] for check in document["search"]["checks"] if check["is_broken"]}
+    assert all(note.startswith("no answer: ONNX Runtime cannot run the model: ") for note in notes), notes
+    assert set(document["files"]) == {"before", "after"}
+    assert document["advice"] == []
+    assert "fp16/to_fp16 broke the limit: no answer: " in invoke(project, "--variant", "fp16", *limit).stdout
+
+
+@pytest.mark.parametrize("limit", [("--min-sqnr-db", "20"), ("--max-accuracy-drop", "0.5")])
+def test_a_candidate_that_fails_while_it_runs_is_broken_and_a_reference_is_a_mistake(
+    project: Path, limit: tuple[str, str]
+) -> None:
+    """Exit status 1 and the graph as the step that broke; 2 where the reference has no answer to measure against."""
+    good, bad = project / "model.onnx", project / "bad.onnx"
+    onnx.save(fixed_to_one(good), bad)
+    options = ["--data", str(project / "test.npz"), *limit, "--json"]
+    found = CliRunner().invoke(app, ["bisect", str(good), str(bad), *options], standalone_mode=False)
+    assert found.return_value == 1, found.exception
+    assert first(json.loads(found.stdout)) == "graph"
+    for candidate in (good, bad):
+        refused = CliRunner().invoke(app, ["bisect", str(bad), str(candidate), *options], standalone_mode=False)
+        assert isinstance(refused.exception, ModelError)
+        assert "cannot run the model" in refused.exception.what
+        assert refused.exception.exit_code == 2
+
+
 def test_a_level_at_which_the_model_does_not_load_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph itself is sound: the level is named, the one below it advised, and no optimizer accused."""
     open_ = Runtime.open
