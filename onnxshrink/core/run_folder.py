@@ -51,6 +51,8 @@ def publish(
         require_own(folder)
         with FileLock(parent / f"{hidden}.lock"):
             fresh, old = parent / f"{hidden}.new", parent / f"{hidden}.old"
+            if old.is_dir() and not folder.exists():  # killed while it exchanged both: it may hold somebody's notes
+                old.rename(folder)
             for leftover in (fresh, old):  # of a run that was killed while it held the lock
                 shutil.rmtree(leftover, ignore_errors=True)
             fresh.mkdir()

@@ -263,7 +263,7 @@ class Bundle:
 
     @staticmethod
     def _open(folder: Path, *, must_be_signed: bool) -> Bundle:
-        _take_back(folder)
+        take_back(folder)
         path = folder / MANIFEST
         try:
             manifest = _read_json(path)
@@ -1395,11 +1395,12 @@ def _aside(folder: Path) -> tuple[Path, Path]:
     return folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"
 
 
-def _take_back(folder: Path) -> None:
+def take_back(folder: Path) -> None:
     """Put the bundle back in its place if an update was killed while it exchanged both."""
     old = _aside(folder)[1]
     if old.is_dir() and not folder.exists():
-        old.rename(folder.resolve())
+        with contextlib.suppress(FileNotFoundError):  # another process has just done so
+            old.rename(folder.resolve())
 
 
 def _replace_model(folder: Path, model: Path, external: Sequence[str]) -> None:

@@ -138,6 +138,35 @@ def test_a_bundle_without_a_manifest_stops_the_collection(
     assert "passed" not in said
 
 
+@pytest.mark.parametrize(("name", "ini"), [("cnn.bundle", ""), ("release", "onnxshrink_bundles = tests/release\n")])
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_bundle_that_a_killed_update_has_left_aside_is_put_back(
+    project: Path, name: str, ini: str, *, workers: bool
+) -> None:
+    """Killed between its two renames, it leaves the bundle under a hidden name: that is no reason to test nothing."""
+    (project / "pytest.ini").write_text(f"[pytest]\ntestpaths = tests\n{ini}", encoding="utf-8")
+    bundle = (project / "tests" / "cnn.bundle").rename(project / "tests" / name)
+    whole = ran(project, status=0).splitlines()[-1].split(" in ")[0]
+    bundle.rename(project / "tests" / f".{name}.old")
+    said = ran(project, *(["-n", "2"] if workers else []), status=0, workers=workers)
+    assert said.splitlines()[-1].split(" in ")[0] == whole
+    assert (bundle / "manifest.json").is_file()
+    assert not (project / "tests" / f".{name}.old").exists()
+
+
+def test_what_an_update_has_left_beside_a_bundle_is_not_collected(project: Path) -> None:
+    """Killed after it, the new bundle is in its place; folders that nobody calls a bundle stay where they are."""
+    tests = project / "tests"
+    whole = ran(project, status=0).splitlines()[-1].split(" in ")[0]
+    shutil.copytree(tests / "cnn.bundle", tests / ".cnn.bundle.old")
+    shutil.copytree(tests / "cnn.bundle", tests / ".notes.old")
+    (tests / ".gone.bundle.old").mkdir()
+    assert ran(project, status=0).splitlines()[-1].split(" in ")[0] == whole
+    assert sorted(path.name for path in tests.iterdir() if path.suffix == ".old") == [
+        ".cnn.bundle.old", ".gone.bundle.old", ".notes.old"
+    ]  # fmt: skip
+
+
 def test_an_empty_folder_of_another_name_is_nobodys_bundle(project: Path) -> None:
     """Unless the ini file names it; what stands beside a bundle is collected as ever."""
     (project / "tests" / "release").mkdir()
