@@ -67,9 +67,9 @@ def digits(folder: Path, _: Path) -> Iterator[Target]:
     report, seconds = fitted(config, folder / "refused", RECIPE.parent)
     yield f"1 kB refused within 300 s ({seconds:.0f} s)", report.winner is None and seconds <= 300
     keeps = "relax max_size to" in report.selection
-    fits = "relax max_accuracy_drop to" in report.selection or "nothing fits max_size" in report.selection
+    fits = "relax max_accuracy_drop to" in report.selection or " fits max_size" in report.selection
     yield (
-        "the smallest that keeps the accuracy is named, and the most accurate that fits, or that none does",
+        "the smallest found that keeps the accuracy is named, and the most accurate that fits, or that none does",
         keeps and fits,
     )
 

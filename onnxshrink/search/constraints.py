@@ -122,8 +122,8 @@ def _share(name: str, asked: float, needed: float | None) -> float:
 def nearest(budget: Budget, trials: Sequence[Trial], *, timed: bool = True) -> dict[str, Trial]:
     """For each limit, the trial that comes nearest to it among those that keep all the others.
 
-    So what is said of ``max_size`` is the smallest model that keeps the accuracy, and of ``max_accuracy_drop`` the most
-    accurate model that fits. A limit that no trial comes near alone has no entry.
+    So what is said of ``max_size`` is the smallest of them that keeps the accuracy, and of ``max_accuracy_drop`` the
+    most accurate that fits. A limit that no trial comes near alone has no entry.
     """
     alone: dict[str, list[tuple[float, int, Trial]]] = {}
     for trial in trials:

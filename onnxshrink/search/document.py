@@ -20,7 +20,7 @@ from onnxshrink.search.reasons import reasons
 from onnxshrink.search.record import objectives
 from onnxshrink.search.space import Space
 from onnxshrink.search.state import State
-from onnxshrink.search.trial import Trial, describe, name_of, trial_of, trunk_of
+from onnxshrink.search.trial import Trial, describe, key_of, name_of, trial_of, trunk_of
 from onnxshrink.search.wording import relax, say
 from onnxshrink.verify.gates import TIMED
 
@@ -109,11 +109,18 @@ def _selection(report: Report, state: State, finalists: Sequence[Trial]) -> str:
     if not ways:
         return report.selection
     cut = [] if state.is_whole else ["the search ended before all was tried: with more time or trials it goes on"]
-    return "; ".join([f"no model keeps every limit; {'; or '.join(ways)}", *_too_large(state), *cut])
+    return "; ".join([f"no model{_found(state)} keeps every limit; {'; or '.join(ways)}", *_too_large(state), *cut])
+
+
+def _found(state: State) -> str:
+    """What to add where a statement is about all models and not all of them were measured, as in most searches."""
+    tried = {key_of(trial.point) for trial in state.trials if trial.status in ("evaluated", "failed")}
+    return "" if len(tried) >= state.n_points else " found"
 
 
 def _too_large(state: State) -> Iterator[str]:
-    """That nothing fits, where nothing does, and what the smallest model is."""
+    """That nothing fits, where nothing does, and what the smallest model is, of all or of those that were found."""
+    found = _found(state)
     for limit, metric in METRICS.items():
         if limit not in SIZES or limit not in state.budget.limits:
             continue
@@ -126,7 +133,8 @@ def _too_large(state: State) -> Iterator[str]:
                 f", accuracy drop {drop:.3g}" if drop is not None else f", {sqnr:.1f} dB" if sqnr is not None else ""
             )
             size = say(limit, sizes[smallest.number], up=True)
-            yield f"nothing fits {limit} {say(limit, asked)}: the smallest is {_named(smallest)} with {size}{quality}"
+            nothing = f"nothing{found} fits {limit} {say(limit, asked)}"
+            yield f"{nothing}: the smallest{found} is {_named(smallest)} with {size}{quality}"
 
 
 def _named(trial: Trial) -> str:

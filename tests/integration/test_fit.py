@@ -53,7 +53,7 @@ def test_fit_writes_the_model_beside_the_original_and_says_where(folder: Path) -
 
 
 def test_where_nothing_fits_it_says_what_to_relax_and_writes_no_model(folder: Path) -> None:
-    """Exit code 1; the smallest that keeps the quality; with that limit the same search finds it."""
+    """Exit code 1; the smallest found that keeps the quality; with that limit the same search finds it."""
     line = ("fit", "model.onnx", "--data", "calib.npz", "-o", "out.onnx", "--min-sqnr-db", 30, "--max-size")
     refused = onnxshrink(*line, "300 B", cwd=folder)
     assert refused.returncode == 1, refused.stderr

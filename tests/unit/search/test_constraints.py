@@ -109,7 +109,7 @@ def test_a_miss_says_what_would_have_done() -> None:
 
 
 def test_nearest_is_the_least_miss_of_one_limit_alone() -> None:
-    """Of the size: the smallest that keeps the accuracy; of the accuracy: the most accurate that fits."""
+    """Of the size: the smallest of the trials that keeps the accuracy; of the accuracy: the most accurate that fits."""
     wanted = budget(max_size=1000, max_accuracy_drop=0.01)
 
     def at(number: int, size: float, drop: float) -> Trial:

@@ -143,9 +143,12 @@ def test_where_nothing_fits_the_smallest_there_is_and_what_it_loses_are_told() -
     state = replace(STATE, budget=Budget.model_validate({"max_size": "1 kB", "max_accuracy_drop": 0.01}))
     report, _, _ = left(state, report_of(state, 7, winner=None))
     assert report.selection == (
-        "no model keeps every limit; relax max_size to 9 kB: static-7 (width 16) keeps the rest; "
-        "nothing fits max_size 1 kB: the smallest is weights_4-9 (width 16) with 7 kB, accuracy drop 0.2"
+        "no model found keeps every limit; relax max_size to 9 kB: static-7 (width 16) keeps the rest; "
+        "nothing found fits max_size 1 kB: the smallest found is weights_4-9 (width 16) with 7 kB, accuracy drop 0.2"
     )
+    n_evaluated = len(state.evaluated)
+    whole, _, _ = left(replace(state, n_points=n_evaluated), report_of(state, 7, winner=None))
+    assert whole.selection == report.selection.replace(" found", "")
     cut, document, _ = left(replace(state, is_whole=False), report_of(state, 7, winner=None))
     assert cut.selection == report.selection + (
         "; the search ended before all was tried: with more time or trials it goes on"
@@ -184,11 +187,11 @@ def test_a_winner_is_told_in_the_words_of_its_gates() -> None:
 
 
 def test_without_a_winner_each_way_out_is_told() -> None:
-    """The smallest that keeps the accuracy, and the most accurate that fits; what to write in the budget."""
+    """The smallest found that keeps the accuracy, and the most accurate that fits; what to write in the budget."""
     state = replace(STATE, trials=(*TRIALS[:7], TRIALS[9]))
     report, document, _ = left(state, report_of(state, 6, 9, winner=None))
     assert report.selection == (
-        "no model keeps every limit; relax max_size to 20 kB: fp16-6 (width 16) keeps the rest; "
+        "no model found keeps every limit; relax max_size to 20 kB: fp16-6 (width 16) keeps the rest; "
         "or relax max_accuracy_drop to 0.2: weights_4-9 (width 16) keeps the rest"
     )
     assert [(near["trial"], [miss["limit"] for miss in near["misses"]]) for near in document["nearest"]] == [
@@ -211,7 +214,7 @@ def test_latency_is_missed_only_by_those_that_a_clock_has_seen() -> None:
     report, _, _ = left(state, report_of(state, 7, winner=None))
     assert (
         report.selection
-        == "no model keeps every limit; relax max_latency_ratio to 0.8: static-7 (width 16) keeps the rest"
+        == "no model found keeps every limit; relax max_latency_ratio to 0.8: static-7 (width 16) keeps the rest"
     )
 
 
