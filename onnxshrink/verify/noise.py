@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onnxshrink.config.stages import QuantizeDynamic, QuantizeWeights, Stage, StaticQuantization, ToFp16
-from onnxshrink.core.drift import IDENTICAL
+from onnxshrink.core.drift import IDENTICAL, REFERENCE_NAN
 from onnxshrink.core.report import Candidate, Metric
 
 LEAST_SQNR_DB = 10.0
@@ -17,6 +17,8 @@ MiniLM's ranking of sentence pairs kept 0.95 of its correlation with fp32's at 1
 
 LEAST_AGREEMENT = 0.5
 """Below, the two models name different classes for most samples."""
+
+_AT_THE_SOURCE = "look at the samples, and at the reference: no variant can be judged by them"
 
 _LOSSY = StaticQuantization | QuantizeDynamic | QuantizeWeights | ToFp16
 
@@ -38,7 +40,8 @@ def find_noise(variant: Candidate, chain: Sequence[Stage]) -> Iterator[str]:
     """
     finding = _finding(variant.metrics)
     if finding is not None:
-        yield f"{variant.name}: {finding}; {_remedy(chain)}"
+        remedy = _AT_THE_SOURCE if finding.endswith(REFERENCE_NAN) else _remedy(chain)
+        yield f"{variant.name}: {finding}; {remedy}"
 
 
 def _finding(metrics: Sequence[Metric]) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from onnxshrink.config.stages import Optimize, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Stage, ToFp16
-from onnxshrink.core.drift import CANDIDATE_NAN, IDENTICAL
+from onnxshrink.core.drift import CANDIDATE_NAN, IDENTICAL, REFERENCE_NAN
 from onnxshrink.core.report import Candidate, Metric
 from onnxshrink.verify.noise import LEAST_SQNR_DB, find_noise
 
@@ -39,6 +39,13 @@ def test_outputs_that_can_be_used_are_passed_over(metric: Metric) -> None:
 def test_outputs_without_an_sqnr_are_told(note: str) -> None:
     """A model that gives NaN is no better than one that gives noise."""
     assert note in said(sqnr(50.0), sqnr(None, output="z", note=note))
+
+
+def test_a_reference_that_gives_nan_is_no_fault_of_the_variant() -> None:
+    """No stage is blamed for it, and no setting of it would help."""
+    text = said(sqnr(None, note=REFERENCE_NAN))
+    assert "look at the samples, and at the reference" in text
+    assert "quantize" not in text
 
 
 @pytest.mark.parametrize(("hi", "told"), [(0.49, True), (0.51, False)])
