@@ -1593,7 +1593,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-latency", action="store_false", dest="latency", help="time nothing")
     given = parser.parse_args(arguments)
     folder, model = given.bundle, given.model
-    if folder is not None and folder.is_file() and model is None:
+    if (
+        folder is not None
+        and model is None
+        and (folder.is_file() or (folder.suffix == ".onnx" and not folder.is_dir()))
+    ):
         folder, model = None, folder
     return run_check(
         folder or Path(__file__).parent,

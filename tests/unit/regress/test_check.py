@@ -682,6 +682,14 @@ def test_the_copy_in_the_bundle_needs_nothing_of_ours(bundle: Path) -> None:
     assert (bundle.parent / "out.sarif").is_file()
 
 
+def test_a_model_that_is_not_there_is_no_bundle(bundle: Path) -> None:
+    """``python check.py modle.onnx`` misses the model, and does not ask for a bundle of that name."""
+    command = [sys.executable, str(bundle / "check.py"), str(bundle.parent / "modle.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no model" in done.stderr
+
+
 def test_help_needs_neither_numpy_nor_onnxruntime(bundle: Path) -> None:
     """And a check without them says what to install, with exit code 2."""
     code = BLOCKED.replace('"rich"', '"rich", "numpy", "onnxruntime"')
