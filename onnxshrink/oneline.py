@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -258,7 +259,8 @@ def _write(made: Path, out: Path) -> None:
             shutil.copyfile(file, part)
             part.replace(target)
         except OSError as e:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written, nothing is left either
+                part.unlink(missing_ok=True)
             raise StoreError(
                 f"the model cannot be written: {e.strerror or e}", where=str(target), fix="name another file: -o PATH"
             ) from e

@@ -16,7 +16,7 @@ from onnxshrink.search.space import Dimension, Option, Space
 from onnxshrink.search.trial import SCHEME, Point, Status, Trial, key_of, trunk_of
 
 _STATUS: Mapping[str, Status] = {"predict": "predicted", "probe": "probed", "evaluate": "evaluated"}
-_DEAR = {"mixed": ({"kind": "quantize_mixed"},)}
+_TAILS = {"static": ({"kind": "quantize_static"},), "mixed": ({"kind": "quantize_mixed"},)}
 
 
 @dataclass
@@ -48,7 +48,7 @@ class World:
             [Dimension("width", tuple(Option(str(width)) for width in self.widths))] if len(self.widths) > 1 else []
         )
         options = tuple(
-            Option(name, tail=_DEAR.get(name, ()), simulate=name.startswith("trained")) for name in self.schemes
+            Option(name, tail=_TAILS.get(name, ()), simulate=name.startswith("trained")) for name in self.schemes
         )
         return Space({}, (*trunks, Dimension(SCHEME, options)))
 

@@ -203,7 +203,7 @@ def require_output(out: Path, *inputs: Path) -> None:
     """Refuse a file to write, before any work, that cannot be written or would overwrite an input.
 
     Raises:
-        ConfigError: It is one of ``inputs`` or a folder, or its folder is not there.
+        ConfigError: It is one of ``inputs`` or a folder, or its folder is not there or read-only.
     """
     if out.resolve() in {file.resolve() for file in inputs}:
         raise ConfigError(
@@ -228,6 +228,14 @@ def require_output(out: Path, *inputs: Path) -> None:
             got="nothing",
             want="a folder",
             fix=f"mkdir -p {out.parent}",
+        )
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(
+            "the output's folder cannot be written",
+            where=str(out.parent),
+            got="a folder that is read-only",
+            want="a folder that can be written",
+            fix="make it writable, or name another file: -o PATH",
         )
 
 

@@ -101,7 +101,7 @@ def print_search(document: Mapping[str, Any], console: Console) -> None:
     counts = document["counts"]
     told = [
         f"{counts['evaluated']} measured fully",
-        f"{counts['probed']} only on {PROBE_SAMPLES} samples",
+        f"{counts['probed']} on {PROBE_SAMPLES} samples at most",
         f"{counts['predicted']} by their bytes alone" if counts["predicted"] else "",
         f"{counts['failed']} could not be made" if counts["failed"] else "",
     ]

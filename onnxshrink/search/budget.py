@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ def fit(
         space = space_of(config, budget, base=base.absolute())
         require_space(space)
         require_yardstick(config, space)
-        name = digest_json({"config": _identity(config), "space": space.document, "libraries": versions()})
+        tried = {"space": space.document, "dimensions": [asdict(dimension) for dimension in space.dimensions]}
+        name = digest_json({"config": _identity(config), **tried, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"
     record = Record(name, space, storage=budget.storage, folder=folder, seed=config.seed)
     n_timed = 2 * N_FINALISTS if budget.minimize == "latency" else N_FINALISTS
@@ -212,6 +213,9 @@ def _measure(
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    """All of a config that changes a trial; not how long it may take, where it runs and what it must reach."""
+    """All of a config that changes a trial; not how long it may take, where it runs and what it must reach.
+
+    Where the budget decides what is tried (families, `vary`, the SQNR that a mixture must keep), the dimensions tell.
+    """
     whole = fingerprint(config)
     return {name: value for name, value in whole.items() if name not in ("name", "budget", "gates", "select")}

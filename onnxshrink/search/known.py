@@ -150,3 +150,8 @@ def is_dear(option: Option) -> bool:
 def is_mixture(option: Option) -> bool:
     """True for schemes that choose node by node what is quantized."""
     return any(stage["kind"] == "quantize_mixed" for stage in option.tail or ())
+
+
+def is_static(option: Option) -> bool:
+    """True for schemes that quantize weights and activations of every node alike."""
+    return any(stage["kind"] == "quantize_static" for stage in option.tail or ()) and not option.simulate

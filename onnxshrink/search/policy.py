@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from onnxshrink.search.attempt import Depth, Task
-from onnxshrink.search.known import Known, at, is_dear, is_mixture
+from onnxshrink.search.known import Known, at, is_dear, is_mixture, is_static
 from onnxshrink.search.record import objectives
 from onnxshrink.search.space import Option
 from onnxshrink.search.trial import SCHEME, Point, Trial, size_of
@@ -201,5 +201,12 @@ def _offers(known: Known, trunk: Point, usual: Sequence[Option], gain: Gain) -> 
 
 
 def _is_needless(known: Known, trunk: Point, option: Option) -> bool:
-    """True for a mixture, where size counts and a scheme does that leaves nothing in float: a mixture is larger."""
-    return is_mixture(option) and known.budget.minimize == "size" and bool(known.good(trunk))
+    """True for a mixture, where size counts and a model is good that leaves nothing in float: a mixture is larger.
+
+    A good one that is smaller does as well; where only float itself is good, a mixture may be the smallest of all.
+    """
+    if not is_mixture(option) or known.budget.minimize != "size":
+        return False
+    static = {option.label for option in known.cheap if is_static(option)}
+    whole = [size_of(trial) for trial in known.of(trunk, "probed", "evaluated") if trial.point[SCHEME] in static]
+    return any(size_of(trial) <= max(whole, default=0.0) for trial in known.good(trunk))

@@ -60,8 +60,10 @@ def _why_no_closer(known: Known, trial: Trial) -> str:
     if known.has_good and too_large:
         return too_large[0]
     if known.has_good and is_hopeless(known, trial):
-        return f"on {PROBE_SAMPLES} samples, " + "; ".join(breaks(miss) for miss in missed if miss.limit not in SIZES)
+        return f"on {PROBE_SAMPLES} samples at most, " + "; ".join(
+            breaks(miss) for miss in missed if miss.limit not in SIZES
+        )
     if (other := beaten_by(known, trial)) is not None:
         near = f"{describe(other.point)} is no larger and as near to the reference"
-        return f"on {PROBE_SAMPLES} samples, {near}"
+        return f"on {PROBE_SAMPLES} samples at most, {near}"
     return "the search ended before it was measured fully"

@@ -6,15 +6,18 @@ import json
 import math
 import random
 import sys
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.errors import ConfigError, DependencyError
+from onnxshrink.core.errors import ConfigError, DependencyError, ShrinkError, StoreError
+from onnxshrink.core.store import room_on
 from onnxshrink.search.pareto import Objectives
 from onnxshrink.search.space import Dimension, Space
 from onnxshrink.search.trial import SCHEME, Point, Trial, key_of, size_of, trial_of, trunk_of
@@ -46,18 +49,27 @@ class Record:
     Raises:
         ConfigError: The storage cannot be opened.
         DependencyError: optuna is not installed.
+        StoreError: The journal cannot be opened.
     """
 
     def __init__(self, name: str, space: Space, *, storage: str | None, folder: Path, seed: int) -> None:
         self._space, self._seed = space, seed
         self._pool: dict[str, Point] = {}
-        self._study = _open(name, storage, folder)
-        texts = (frozen.user_attrs.get(_TRIAL) for frozen in self._study.get_trials(deepcopy=False))
-        self.trials: list[Trial] = [trial_of(json.loads(text)) for text in texts if text is not None]
+        self._told = partial(_told, storage, folder / _JOURNAL)
+        with self._told("opened"):
+            self._study = _open(name, storage, folder)
+            texts = [frozen.user_attrs.get(_TRIAL) for frozen in self._study.get_trials(deepcopy=False)]
+        self.trials: list[Trial] = list(_once(trial_of(json.loads(text)) for text in texts if text is not None))
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial."""
-        _add(self._study, trial, self._space.dimensions)
+        """Keep a trial.
+
+        Raises:
+            ConfigError: The storage takes no more.
+            StoreError: The journal cannot be written.
+        """
+        with self._told("written"):
+            _add(self._study, trial, self._space.dimensions)
         self.trials.append(trial)
 
     def trunks(self) -> list[Point]:
@@ -173,25 +185,50 @@ def _open(name: str, storage: str | None, folder: Path) -> Study:
             fix="pip install -e '.[search]' in the checkout, or pip install 'onnxshrink[search]'",
         ) from e
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
+    kept: Any = storage
+    if storage is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A lock of the kernel's: optuna's own is a file, which a killed process leaves, and the next one waits for.
+        lock: Any = FileLock(folder / f"{_JOURNAL}.lock")
+        with lock:
+            _mend(folder / _JOURNAL)
+        kept = optuna.storages.JournalStorage(JournalFileBackend(str(folder / _JOURNAL), lock))
+    return optuna.create_study(study_name=name, storage=kept, directions=["minimize", "minimize"], load_if_exists=True)
+
+
+@contextmanager
+def _told(storage: str | None, journal: Path, done: str) -> Iterator[None]:
+    """Turn what goes wrong with the trials' storage into an error the user can act on."""
     try:
-        kept: Any = storage
-        if storage is None:
-            # A lock of the kernel's: optuna's own is a file, which a killed process leaves, and the next one waits for.
-            lock: Any = FileLock(folder / f"{_JOURNAL}.lock")
-            with lock:
-                _mend(folder / _JOURNAL)
-            kept = optuna.storages.JournalStorage(JournalFileBackend(str(folder / _JOURNAL), lock))
-        return optuna.create_study(
-            study_name=name, storage=kept, directions=["minimize", "minimize"], load_if_exists=True
-        )
+        yield
+    except ShrinkError:
+        raise
     except Exception as e:  # sqlalchemy and its drivers raise a dozen types
+        if storage is None:
+            raise StoreError(
+                f"the search's journal cannot be {done}: {e}",
+                where=str(journal),
+                got=room_on(journal.parent),
+                want="a folder that can be written, with room on the disk",
+                fix="make it so, or name another folder: --runs PATH",
+            ) from e
         raise ConfigError(
-            f"the storage of the search cannot be opened: {e}",
+            f"the storage of the search cannot be {done}: {e}",
             where="budget.storage",
-            got=storage or str(folder / _JOURNAL),
+            got=storage,
             want="an optuna storage URL such as sqlite:///search.db, or none",
+            fix="correct it, or leave `storage` out: trials are then kept in the run's folder",
         ) from e
+
+
+def _once(trials: Iterable[Trial]) -> Iterator[Trial]:
+    """The trials without those of another search that ran at the same time: it counted alike, from where both began."""
+    seen: set[object] = set()
+    for trial in trials:
+        mine = {trial.number, (key_of(trial.point), trial.status)}
+        if not seen & mine:
+            seen |= mine
+            yield trial
 
 
 def _mend(journal: Path) -> None:

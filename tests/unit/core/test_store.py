@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from onnxshrink.core.artifact import Digest, Facts, digest_folder
-from onnxshrink.core.errors import StoreError
-from onnxshrink.core.store import Store, write_atomically
+from onnxshrink.core.errors import ConfigError, StoreError
+from onnxshrink.core.store import Store, require_output, write_atomically
 
 KEY = Digest("k" * 64)
 
@@ -330,3 +330,16 @@ def test_half_done_work_that_nobody_needs_is_swept(store: Store) -> None:
     os.utime(store.partial(old), (0, 0))
     Store(store.root)
     assert [store.partial(key).exists() for key in (KEY, old, new)] == [False, False, True]
+
+
+def test_an_output_in_a_folder_that_is_read_only_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after a search of twenty minutes; whoever is root may write everywhere, so the system's answer is made up."""
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        require_output(tmp_path / "out.onnx", tmp_path / "model.onnx")
+    assert (caught.value.where, caught.value.fix) == (
+        str(tmp_path),
+        "make it writable, or name another file: -o PATH",
+    )

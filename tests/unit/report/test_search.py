@@ -165,7 +165,7 @@ def test_the_summary_says_what_each_name_stands_for() -> None:
     text = io.StringIO()
     print_search(document, Console(file=text, width=110))
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
-    assert "tried 54 of 60 models: 3 measured fully, 1 only on 32 samples, 50 by their bytes alone" in lines[1]
+    assert "tried 54 of 60 models: 3 measured fully, 1 on 32 samples at most, 50 by their bytes alone" in lines[1]
     assert lines[3] == "7.9 kB +20.0 22.1 weights_4-3: width 16, pruning_ratio 0.35 breaks max_accuracy_drop"
     assert lines[4] == "▸ 9.4 kB +0.4 22.1 static_per_tensor_compact-2: width 16, pruning_ratio 0.35"
     assert lines[5] == "40.0 kB +0.0 22.1 fp32-0: width 16, pruning_ratio 0.35 breaks max_size"

@@ -311,3 +311,23 @@ def test_a_journal_that_a_killed_search_left_is_read(folder: Path, monkeypatch: 
     search(folder, world, {"max_trials": 2})
     assert [task.depth for task in world.tasks] == ["evaluate"]
     assert b'"trial{' not in journal.read_bytes()
+
+
+def test_a_search_of_other_models_is_another_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families and the SQNR that a mixture must keep say what is tried: nothing tried before is taken for it."""
+    schemes = []
+    for budget in ({"families": ["static"]}, {"families": ["dynamic"]}, {"families": ["mixed"], "min_sqnr_db": 20}):
+        world = World(monkeypatch)
+        search(folder, world, {"time_limit": "2 h", **budget})
+        schemes.append({task.point[SCHEME] for task in world.tasks})
+        report = Report("r", {}, (), (), None, "", {}, {}, 1.0)
+        _, texts = world.final["conclude"](report)
+        trials = json.loads(texts["search.json"])["trials"]
+        assert {trial["point"][SCHEME] for trial in trials} == schemes[-1]
+    assert set.intersection(*schemes) == {"fp32"}
+    stricter = World(monkeypatch)
+    search(folder, stricter, {"time_limit": "2 h", "families": ["mixed"], "min_sqnr_db": 25})
+    assert {task.point[SCHEME] for task in stricter.tasks} == {"fp32", "mixed"}
+    same = World(monkeypatch)
+    search(folder, same, {"time_limit": "3 h", "families": ["mixed"], "min_sqnr_db": 25, "max_size": "2 MB"})
+    assert same.tasks == []

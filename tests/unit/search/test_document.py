@@ -129,8 +129,8 @@ def test_a_probe_that_was_ruled_out_says_what_ruled_it_out() -> None:
     )
     assert reasons_of(replace(STATE, trials=trials)) == [
         "looked at more closely as trial 7",
-        "on 32 samples, 0.3 breaks max_accuracy_drop 0.01 by 0.29",
-        "on 32 samples, width 16, static is no larger and as near to the reference",
+        "on 32 samples at most, 0.3 breaks max_accuracy_drop 0.01 by 0.29",
+        "on 32 samples at most, width 16, static is no larger and as near to the reference",
         "the search ended before it was measured fully",
         "the search ended before it was made",
         "its network is that of width 16, byte for byte",

@@ -79,6 +79,13 @@ def test_no_mixture_where_a_uniform_scheme_does() -> None:
     assert "mixed" in {t.point[SCHEME] for t in searched(world, Budget(max_size=800, min_sqnr_db=39))}
 
 
+def test_a_mixture_is_tried_where_only_float_is_good() -> None:
+    """It is smaller than that: of all that keep the limit it is found to be the smallest."""
+    world, budget = World((20,), SCHEMES | DEAR, labelled=False), Budget(min_sqnr_db=35)
+    good = [t for t in searched(world, budget) if t.status == "evaluated" and objectives(t)[1] <= -35]
+    assert {"fp16", "mixed"} <= {t.point[SCHEME] for t in good}
+
+
 def test_workers_begin_different_trunks() -> None:
     """With two workers two trunks are trained at a time, and no trunk twice."""
     world = World((20, 30, 40), SCHEMES)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
 import pytest
 
 from onnxshrink.core.drift import IDENTICAL
-from onnxshrink.core.errors import ConfigError, DependencyError
+from onnxshrink.core.errors import ConfigError, DependencyError, StoreError
 from onnxshrink.core.report import Metric
 from onnxshrink.search.record import BLOCK, Record
 from onnxshrink.search.space import Dimension, Option, Space
@@ -120,3 +121,52 @@ def test_a_storage_that_cannot_be_opened_is_a_mistake_of_the_config(tmp_path: Pa
         record(tmp_path, space(3), storage=url)
     assert (caught.value.where, caught.value.got) == ("budget.storage", url)
     assert "sqlite" in (caught.value.want or "")
+
+
+def test_what_two_searches_added_at_the_same_time_counts_once(tmp_path: Path) -> None:
+    """They count alike: of each number, and of each point to each depth, the first is kept."""
+    here = space(3)
+    one, other = record(tmp_path, here), record(tmp_path, here)
+    first, second = trial(0, {"d0": "0"}), trial(1, {"d0": "1"})
+    for mine in (one, other):
+        mine.add(first)
+    one.add(second)
+    other.add(trial(1, {"d0": "2"}))
+    other.add(trial(2, {"d0": "1"}))
+    assert record(tmp_path, here).trials == [first, second]
+
+
+def test_a_journal_that_cannot_be_made_names_the_folder_of_runs(tmp_path: Path) -> None:
+    """Nobody asked for a storage: the fix is another folder, not another URL."""
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StoreError, match="journal cannot be opened") as caught:
+        record(tmp_path / "runs" / ".r.search", space(3))
+    assert caught.value.where == str(tmp_path / "runs" / ".r.search" / "search.journal")
+    assert "--runs" in (caught.value.fix or "")
+
+
+def test_a_full_disk_while_trials_are_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mistake that the user can mend, and what was kept before is there."""
+    here, first = space(3), record(tmp_path, space(3))
+    first.add(trial(0, {"d0": "0"}))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr("os.fsync", full)
+        with pytest.raises(StoreError, match="No space left") as caught:
+            first.add(trial(1, {"d0": "1"}))
+    assert "free on the disk" in (caught.value.got or "")
+    assert record(tmp_path, here).trials[0] == trial(0, {"d0": "0"})
+
+
+def test_a_database_that_is_lost_is_told(tmp_path: Path) -> None:
+    """Its tables are gone in the middle of the search."""
+    url = f"sqlite:///{tmp_path}/search.db"
+    first = record(tmp_path, space(3), storage=url)
+    (tmp_path / "search.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        first.add(trial(0, {"d0": "0"}))
+    assert (caught.value.where, caught.value.got) == ("budget.storage", url)
+    assert "leave `storage` out" in (caught.value.fix or "")
