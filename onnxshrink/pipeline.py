@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from onnxshrink.config.base import fingerprint
 from onnxshrink.config.gates import Gates
 from onnxshrink.config.run import RunConfig
 from onnxshrink.core.artifact import Artifact, Facts
@@ -23,7 +24,7 @@ from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import machine, versions
 from onnxshrink.core.report import Candidate, Report
-from onnxshrink.core.run_folder import BUNDLE_FOLDER, publish, require_own
+from onnxshrink.core.run_folder import BUNDLE_FOLDER, home_of, publish, require_own, require_same_config
 from onnxshrink.core.store import Store
 from onnxshrink.rows import Latencies, Proof, closer, draw_worst, judged, measure, not_made, prove, united
 from onnxshrink.runtime.processes import Leader
@@ -94,6 +95,8 @@ def run(
     with search_path(base):
         for part in (parts := tuple(parts) or (config,)):
             preflight(part)
+        if told := require_same_config(runs / name, home_of(base, runs), fingerprint(config.model)):
+            events.warned(told)
         leader = _leader(config, processes, events)
         memo = Memo(Store(runs / ".store"), config.data, config.seed, events, leader)
         if leader is not None:
@@ -133,6 +136,7 @@ def run(
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         inputs=memo.inputs,
+        home=home_of(base, runs),
     )
     report, texts = conclude(report) if conclude else (report, {})
     models = {row.name: row.artifact for row in proof.rows}

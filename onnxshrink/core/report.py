@@ -158,6 +158,8 @@ class Report:
         warnings: What the user should know.
         finished: When the run ended, ISO 8601 in UTC.
         inputs: Fingerprints of what went in: the model and each role of the data, digests in place of paths.
+        home: The config's folder as seen from the folder of the runs, which a project that is moved as a whole keeps;
+            empty where it is not known.
         schema: Version of this layout.
     """
 
@@ -173,6 +175,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     finished: str = ""
     inputs: dict[str, Any] = field(default_factory=dict)
+    home: str = ""
     schema: int = field(default=SCHEMA)
 
     @property

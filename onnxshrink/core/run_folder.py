@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -91,6 +92,57 @@ def require_own(folder: Path) -> None:
             want="an empty folder, or an earlier run",
             fix="choose another `name` in the config, or another folder: --runs PATH",
         )
+
+
+def home_of(base: Path, runs: Path) -> str:
+    """The folder of a config as seen from the folder of its runs, such as ``..``."""
+    return os.path.relpath(base.resolve(), runs.resolve())
+
+
+def require_same_config(folder: Path, home: str, source: Mapping[str, Any]) -> str | None:
+    """Look at the run that is about to be replaced: a folder is called after its config, and two may be called alike.
+
+    The config's place from the runs' folder tells two configs apart, and neither an edit nor moving the whole project
+    changes it. At the same place it is the same config, whatever it says now. At another place it may be the same
+    config where the model is the same, moved within its project: the run is replaced, and that is told. With another
+    model as well it is somebody else's evidence. Of reports from before places were noted nothing is said.
+
+    Args:
+        folder: ``runs/<name>``.
+        home: The config's, as of `home_of`.
+        source: Fingerprint of its model.
+
+    Returns:
+        What to tell where the run is replaced all the same; None where there is nothing to tell.
+
+    Raises:
+        StoreError: The run there is of another model and of a config at another place, or its report cannot be read.
+    """
+    if not (folder / REPORT_FILE).is_file():
+        return None
+    earlier = Report.read(folder / REPORT_FILE)
+    if earlier.home in ("", home):
+        return None
+    if _origin_of(earlier.inputs.get("source", {})) == _origin_of(source):
+        return f"{folder} held the run of a config in {_seen(earlier.home, folder)}, which this one replaces"
+    raise StoreError(
+        f"{folder} holds the run of another config of this name",
+        where=str(folder),
+        got=f"a run of another model, by a config in {_seen(earlier.home, folder)}",
+        want="an earlier run of this config, or no folder",
+        fix="give one of the two configs another `name`, or keep the runs of this one elsewhere: --runs PATH; to "
+        "replace the run that is there, remove its folder",
+    )
+
+
+def _origin_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a fingerprint that of one model, and not of one of its sizes: its file, or its code and weights."""
+    return {name: source.get(name) for name in ("onnx", "factory", "weights")}
+
+
+def _seen(home: str, folder: Path) -> str:
+    """A config's folder, noted as seen from the runs', as a path of today."""
+    return os.path.normpath(folder.resolve().parent / home)
 
 
 def leave(models: Mapping[str, Artifact], folder: Path) -> None:

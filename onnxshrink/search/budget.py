@@ -30,7 +30,7 @@ from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.machine import versions
 from onnxshrink.core.report import Candidate, Report
-from onnxshrink.core.run_folder import require_own
+from onnxshrink.core.run_folder import home_of, require_own, require_same_config
 from onnxshrink.pipeline import Leave, Page, run
 from onnxshrink.search.ahead import calibrate_ahead, uncut
 from onnxshrink.search.attempt import Task, attempt_until
@@ -97,6 +97,7 @@ def fit(
         space = space_of(config, budget, base=base.absolute())
         require_space(space)
         require_yardstick(config, space)
+        require_same_config(runs / (config.name or "run"), home_of(base, runs), fingerprint(config.model))
         tried = {"space": space.document, "dimensions": [asdict(dimension) for dimension in space.dimensions]}
         name = digest_json({"config": _identity(config), **tried, "libraries": versions()})
     folder = runs / f".{config.name or 'run'}.search"

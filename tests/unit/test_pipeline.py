@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from onnxshrink.config.data import EntryData
 from onnxshrink.config.load import validate
 from onnxshrink.core.artifact import Digest
 from onnxshrink.core.errors import ConfigError, ModelError, StoreError
+from onnxshrink.core.events import Silent
 from onnxshrink.core.importing import search_path
 from onnxshrink.core.report import Report
 from onnxshrink.pipeline import run
+from onnxshrink.search.budget import fit
 
 QUICK = {"targets": [{"latency_seconds": 0.02}]}
 
@@ -311,3 +314,57 @@ def test_the_evidence_of_a_quantized_variant_is_in_the_report(folder: Path) -> N
     worst = first.candidate("int8").details["worst_samples"]["cpu"]["y"]
     assert {str(row["sample"]) for row in worst} == set(pictures["samples"])
     assert (folder / "runs/r/report.json").stat().st_size < 100_000
+
+
+class _Heard(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def run_from(project: Path, home: str, model: str = "m.onnx", **more: Any) -> tuple[Report, list[str]]:
+    """Run a config ``cfg`` that lies in a folder of a project, whose runs lie at its top."""
+    (project / home).mkdir(exist_ok=True, parents=True)
+    config = validate({"name": "cfg", "model": {"onnx": str(project / model)}, **QUICK, **more}, base=project / home)
+    heard = _Heard()
+    return run(config, runs=project / "runs", base=project / home, events=heard), heard.warnings
+
+
+@pytest.mark.parametrize("budget", [{}, {"budget": {"max_size": "1 MB", "time_limit": "1 min"}}])
+def test_another_config_of_the_name_does_not_take_the_runs_folder(folder: Path, budget: dict[str, Any]) -> None:
+    """Of another model, in another folder: refused before any work, by a search as well; removed, it is free."""
+    run_from(folder, "a")
+    onnx.save(cnn(opset=18), str(folder / "other.onnx"))
+    before = (folder / "runs/cfg/report.json").read_bytes()
+    steps = sorted((folder / "runs/.store/memo").iterdir())
+    document = {"name": "cfg", "model": {"onnx": str(folder / "other.onnx")}, **QUICK, **budget}
+    config, go = validate(document, base=folder), fit if budget else run
+    with pytest.raises(StoreError, match="holds the run of another config") as caught:
+        go(config, runs=folder / "runs", base=folder / "b")
+    assert str(folder / "a") in str(caught.value.got)
+    assert all(word in str(caught.value.fix) for word in ("`name`", "--runs", "remove"))
+    assert (folder / "runs/cfg/report.json").read_bytes() == before
+    assert sorted((folder / "runs/.store/memo").iterdir()) == steps
+    assert not (folder / "runs/.cfg.search").exists()
+    shutil.rmtree(folder / "runs/cfg")
+    assert run_from(folder, "b", "other.onnx")[1] == []
+
+
+def test_a_config_that_is_edited_or_moved_has_its_folder(folder: Path) -> None:
+    """Another model in the same place is an edit, and a project may be moved; a config moved within it is told."""
+    onnx.save(cnn(opset=18), str(folder / "other.onnx"))
+    assert [run_from(folder, "a", model)[1] for model in ("m.onnx", "other.onnx", "m.onnx")] == [[], [], []]
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    onnx.save(cnn(opset=16), str(moved / "m.onnx"))
+    assert run_from(moved, "a")[1] == []
+    (told,) = run_from(moved, "b")[1]
+    assert told == f"{moved / 'runs/cfg'} held the run of a config in {moved / 'a'}, which this one replaces"
+    report = json.loads((moved / "runs/cfg/report.json").read_text(encoding="utf-8"))
+    assert report.pop("home") == "../b"
+    (moved / "runs/cfg/report.json").write_text(json.dumps(report), encoding="utf-8")
+    assert run_from(moved, "a", "other.onnx")[1] == [], "a report from before places were noted"
