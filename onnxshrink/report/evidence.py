@@ -117,7 +117,31 @@ def package(report: Report) -> Section:
                 rows.append((*about, drift, text(target), *loads, text(words)))
     headers = ("model", "file", "size", "SQNR to the .onnx file", "target", "load", "load of .onnx", "latency to .onnx")
     title = "Files for the edge, against the .onnx file that they were made of"
-    return Section("package", "Package", (table(title, headers, rows),) if rows else ())
+    blocks = (table(title, headers, rows), *_devices(report)) if rows else ()
+    return Section("package", "Package", blocks)
+
+
+def _devices(report: Report) -> Iterator[Table]:
+    """What the stage found that phones and other processors make of each packaged model."""
+    rows = []
+    for row in report.variants:
+        names = (f"{row.name}/package_ort", "package_ort")
+        facts = next((step.facts for name in names for step in report.steps if step.name == name), None)
+        if facts is None or not topic(row, "package"):
+            continue
+        for found in facts.get("mobile") or ():
+            suits, if_fixed = found.get("suits"), found.get("suits_if_fixed")
+            words = f"{suits}" if suits == if_fixed else f"{suits}; {if_fixed} with fixed shapes"
+            rows.append((text(row.name), text(found.get("provider"), "code"), text(words)))
+        for file in (facts.get("files") or {}).values():
+            for name, words in (file.get("instruction_sets") or {}).items():
+                if isinstance(words, str):
+                    rows.append((text(row.name), text(f"{file.get('file')}, {name}", "code"), text(words)))
+        operators = f"{plain(len(facts.get('operators') or ()))}, listed in {facts.get('required')}"
+        rows.append((text(row.name), text("operators of a reduced build"), text(operators)))
+    if rows:
+        title = "What devices make of them: accelerators by ONNX Runtime's estimate, not tried on a phone"
+        yield table(title, ("model", "what", "found"), rows, folded=True)
 
 
 def _sizes(report: Report) -> Iterator[tuple[str, float, str]]:

@@ -104,8 +104,8 @@ def ranges(report: Report) -> Section:
             for name, value in found.items()
         ]  # fmt: skip
         headers = ("tensor", "kind", "from", "to", "largest scale", "scales", "clipped", "SQNR in dB")
-        shown = Table(f"Chosen ranges of {row.name}, the worst first", headers, tuple(cells))
-        for i, (name, value) in enumerate([*found.items()][: _MAX_HISTOGRAMS if row.name == report.winner else 4]):
+        shown = Table(f"Chosen ranges of {row.name}, the worst first", headers, tuple(cells), folded=True)
+        for name, value in [*found.items()][: _MAX_HISTOGRAMS if row.name == report.winner else 4]:
             ends = (value.get("lo"), value.get("hi"))
             is_whole = None not in ends and len(value.get("edges") or ()) == len(value.get("counts") or ()) + 1
             if value.get("counts") and is_whole:
@@ -116,10 +116,23 @@ def ranges(report: Report) -> Section:
                 drawn = histogram(
                     value["edges"], value["counts"], held, title, 0 if value.get("kind") == "weight" else 1
                 )
-                blocks.append(Figure(title, drawn, shown if i == 0 else None))
-        if not any(block.kind == "figure" and block.table is shown for block in blocks):
-            blocks.append(shown)
+                blocks.append(Figure(title, drawn, _bins(title, value["edges"], value["counts"], held)))
+        blocks.append(shown)
     return Section("ranges", "Ranges", (Note(_HISTOGRAMS), *others, *blocks) if blocks else ())
+
+
+def _bins(title: str, edges: Sequence[float], counts: Sequence[float], held: tuple[float, float]) -> Table:
+    """The counts of a histogram, for those who read them; what is empty is left out."""
+    rows = tuple(
+        (
+            text(f"{left:.4g} to {right:.4g}", "num"),
+            text(f"{n:,.0f}", "num"),
+            text("held" if right > held[0] and left < held[1] else "clipped"),
+        )
+        for left, right, n in zip(edges, edges[1:], counts, strict=False)
+        if n > 0
+    )
+    return Table(title, ("from … to", "values", "by the grid"), rows)
 
 
 def _splits(rows: Sequence[Candidate]) -> Iterator[str]:

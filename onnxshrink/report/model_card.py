@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any, TypeAlias, get_args
 
@@ -59,7 +60,7 @@ def model_card(report: Report) -> str | None:
     samples = winner.metric("evaluation_samples")
     bundle = winner.details.get("bundle", {})
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
-    environment.filters |= {"line": _line, "tojson": json.dumps}
+    environment.filters |= {"line": _line, "code": _code, "literal": partial(json.dumps, ensure_ascii=False)}
     template = environment.from_string((files(__package__) / "model_card.md.j2").read_text(encoding="utf-8"))
     return template.render(
         report=report,
@@ -69,6 +70,7 @@ def model_card(report: Report) -> str | None:
         metadata=_yaml(metadata_of(report, winner, card)),
         steps=list(_steps(report)),
         figures=list(_figures(report, winner)),
+        is_compared=any(metric.name != "integer_coverage" and metric.name in _SHOWN for metric in winner.metrics),
         samples=int(samples.value) if samples is not None and samples.value is not None else None,
         original=next((row.name for row in report.candidates if row.role == "original"), None),
         sizes=list(_sizes(report, winner)),
@@ -216,13 +218,24 @@ def _line(text: str) -> str:
     return re.sub(r"([\\|<>*_`\[\]])", r"\\\1", _one_line(text))
 
 
+def _code(text: str) -> str:
+    """Text of others as code: between more backticks than it has in a row."""
+    words = _one_line(text)
+    if "`" not in words:
+        return f"`{words}`"
+    fence = "`" * (max(map(len, re.findall("`+", words))) + 1)
+    return f"{fence} {words} {fence}"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
 def _yaml(document: Mapping[str, Any]) -> str:
+    """Quoted for readers of YAML 1.1, as Hugging Face's is: to them a bare ``no`` is false and ``1e-05`` is text."""
     text = io.StringIO()
     writer = YAML()
+    writer.version = (1, 1)
     writer.width = 1 << 16
     writer.dump(dict(document), text)
-    return text.getvalue()
+    return text.getvalue().partition("---\n")[2]

@@ -9,6 +9,10 @@ from rich.text import Text
 from onnxshrink.search.sensitivity import Proposal
 
 _SHOWN = 20
+_NOTES = """\
+dB then, noise gone, time: that group alone changed, all others in {base}
+time: share of fp32's, from profiled kernels; below, whole models timed in pairs
+all shares and ratios are of figures before rounding"""
 
 
 def print_sensitivity(found: Proposal, console: Console) -> None:
@@ -33,6 +37,8 @@ def print_sensitivity(found: Proposal, console: Console) -> None:
     console.print(table)
     if len(facts["sensitivity"]) > _SHOWN:
         console.print(f"and {len(facts['sensitivity']) - _SHOWN} more; --json has them all")
+    console.print()
+    console.print(Text(_NOTES.format(base=facts["base"]), style="dim"))
     console.print()
     console.print(Text(_summary(found)))
 

@@ -33,7 +33,7 @@ class Summary:
         came_out: What it left.
         cards: The figures that decide.
         shown: Whose they are and what it fails, where that is no winner.
-        warnings: What the run warns of the winner, as far as the reason does not say it.
+        warnings: What the run warns of the winner, or of the one shown, as far as the reason does not say it.
     """
 
     outcome: str
@@ -59,7 +59,17 @@ def summarize(report: Report) -> Summary:
         nearest = next((row for row in ranked(report) if row.metrics), None)
         cards = tuple(_cards(report, nearest)) if nearest else ()
         shown = _nearest(nearest) if nearest and cards else ""
-        return Summary("failed", "✗ Do not ship", report.selection, _went_in(report), {"model": "none"}, cards, shown)
+        of_nearest = tuple(line for line in report.warnings if nearest and _concerns(line, nearest))
+        return Summary(
+            "failed",
+            "✗ Do not ship",
+            report.selection,
+            _went_in(report),
+            {"model": "none"},
+            cards,
+            shown,
+            of_nearest[:_UNFOLDED],
+        )
     undecided = sum(verdict.outcome == "inconclusive" for verdict in winner.verdicts)
     style = winner.outcome if winner.verdicts else "inconclusive"
     doubts = tuple(_doubts(report, winner))

@@ -14,7 +14,7 @@ import pytest
 
 from onnxshrink.core.report import Candidate, Metric, Report, Step, Verdict
 from onnxshrink.report import trials
-from onnxshrink.report.evidence import latency, sizes, trade_offs
+from onnxshrink.report.evidence import latency, package, sizes, trade_offs
 from onnxshrink.report.fidelity import ranges
 from onnxshrink.report.figures import Bar, Point, Ridge, bars, curves, histogram, is_dominated, ridges, scatter, stack
 from onnxshrink.report.html import render
@@ -556,6 +556,75 @@ def test_what_has_no_share_of_a_bar_can_be_seen() -> None:
     widths = [float(str(a["width"])) for a, _ in Parsed(drawn).all("rect")]
     assert min(widths) > 2
     assert sum(widths) == pytest.approx(WIDTH, abs=0.1)
+
+
+def test_a_bar_is_told_without_colours() -> None:
+    """What runs in float and what is mixed are hatched, each its own way and within its part, and so is the legend."""
+    parts = [
+        ("integer", 0.5, "a", "c2"),
+        ("float", 0.3, "b", "c4"),
+        ("mixed", 0.2, "c", "c1"),
+        ("float", 0.0, "d", "c4"),
+    ]
+    parsed = Parsed(stack(parts, "t"))
+    assert [text for _, text in parsed.all("text")] == ["integer", "float", "mixed"]
+    hatches = [str(a["d"]) for a, _ in parsed.all("path") if a["class"] == "hatch"]
+    assert len(hatches) == 5  # three parts of the bar and two of the legend
+    leaning, upright, *_ = ([tuple(map(float, end.split(","))) for end in re.split("[ML]", d)[1:]] for d in hatches)
+    assert all(low[1] - high[1] == pytest.approx(high[0] - low[0], abs=0.11) for low, high in batched(leaning))
+    assert all(low[0] == high[0] for low, high in batched(upright))
+    bars = [(float(str(a["x"])), float(str(a["width"]))) for a, _ in parsed.all("rect")]
+    for (x, width), drawn in ((bars[1], leaning), (bars[2], upright)):
+        assert all(x - 0.1 <= end[0] <= x + width + 0.1 and 2 <= end[1] <= 32 for end in drawn)
+
+
+def batched(ends: list[tuple[float, ...]]) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Both ends of each line."""
+    return list(zip(ends[::2], ends[1::2], strict=True))
+
+
+def test_the_counts_of_a_histogram_can_be_read() -> None:
+    """Each bin that is not empty is a row of a table under the drawing: from, to, how many, held or clipped."""
+    found = {"kind": "weight", "lo": -1.0, "hi": 1.0, "edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "counts": [3, 1200, 0, 7]}
+    report = replace(full(), candidates=(row("int8", 1e4, 0.9, 30.0, ranges={"w": found}),))
+    _, figure, table = ranges(report).blocks
+    assert (figure.kind, table.kind) == ("figure", "table")
+    assert figure.kind == "figure"
+    assert figure.table is not None
+    said = [tuple(str(cell.parts[0]) for cell in line) for line in figure.table.rows]
+    assert said == [("-2 to -1", "3", "clipped"), ("-1 to 0", "1,200", "held"), ("1 to 2", "7", "clipped")]
+
+
+def test_without_a_winner_the_warnings_are_those_of_the_nearest() -> None:
+    """The first screen has those of the variant that it shows, and not those of others."""
+    near, far = row("near", 7e4, 0.9, 30.0, "failed"), row("near2", 9e4, 0.9, 3.0, "failed")
+    far = replace(far, verdicts=(*far.verdicts, Verdict("min_sqnr_db", 20.0, "failed", "3 dB is below 20")))
+    said = ("near: it is slow", "near2: it is slower", "near/quantize_static: it clips", "of all")
+    report = replace(full(), candidates=(far, near), winner=None, selection="none", warnings=said)
+    assert summarize(report).warnings == ("near: it is slow", "near/quantize_static: it clips")
+
+
+def test_the_page_says_what_devices_make_of_a_package() -> None:
+    """Phones, instruction sets and operators, of the stage's facts, whether it is the variant's own or of all."""
+    facts = {
+        "required": "required_operators.config", "operators": ["ai.onnx:Conv:11", "ai.onnx:Relu:14"],
+        "files": {"fixed": {"file": "model.ort", "instruction_sets": {"minimum": "none", "may_saturate": 3}}},
+        "mobile": [{"provider": "nnapi", "suits": "no", "suits_if_fixed": "yes"}, {"provider": "coreml"}],
+    }  # fmt: skip
+    packed = row("int8", 1e4, 0.9, 30.0, package={"fixed": {"file": "model.ort", "size_bytes": 7}})
+    for name in ("int8/package_ort", "package_ort"):
+        step = Step(name, "package_ort", "d", cached=False, seconds=0.1, facts=facts)
+        report = replace(full(), candidates=(packed,), steps=(step,))
+        _, table = package(report).blocks
+        assert table.kind == "table"
+        said = [tuple(str(cell.parts[0]) for cell in line) for line in table.rows]
+        assert said == [
+            ("int8", "nnapi", "no; yes with fixed shapes"),
+            ("int8", "coreml", "None"),
+            ("int8", "model.ort, minimum", "none"),
+            ("int8", "operators of a reduced build", "2, listed in required_operators.config"),
+        ]
+    (_,) = package(replace(report, steps=())).blocks
 
 
 def test_two_runs_stand_side_by_side() -> None:

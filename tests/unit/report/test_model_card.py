@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import subprocess
@@ -153,6 +154,45 @@ def test_names_cannot_break_the_card(tmp_path: Path) -> None:
     assert "- \\<b\\>\\|x # y" in text
     assert "\n# y" not in text
     assert str(tmp_path) not in text
+
+
+def test_a_reader_of_yaml_1_1_finds_what_was_written(tmp_path: Path) -> None:
+    """Hugging Face's is one: there a bare `no` is false, `1e-05` is text and `12:30` is a number."""
+    words = ("no", "yes", "on", "1.0", "12:30:45", "~", "1e3", "0o7", "a: b", "#x", "é")
+    report = report_of(tmp_path, card={"task": "no", "base_model": "off", "title": "null", "tags": list(words)})
+    drop = Metric("accuracy_drop", 1e-05, "ratio", -2e-07, 3e-05, target="cpu")
+    winner = replace(report.candidate("int8"), metrics=(*METRICS[:2], drop))
+    text = card_of(replace(report, candidates=(report.candidates[0], winner)))
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard(text)
+    assert card.data.pipeline_tag == "no"
+    assert card.data.base_model == "off"
+    assert tuple(card.data.tags[-len(words) :]) == words
+    (found,) = card.data.eval_results
+    assert (found.metric_value, found.metric_args["interval_95"]) == (1e-05, [-2e-07, 3e-05])
+    assert metadata(text)["model-index"][0]["name"] == "null"
+
+
+def test_names_in_code_stay_names(tmp_path: Path) -> None:
+    """A run's backtick does not end its code, and an input's letters beyond 16 bits are written as they are."""
+    details = DETAILS | {"latency": {"cpu": {"inputs": {'😀 "x"\n`': "float32[1,2]"}}}}
+    report = report_of(tmp_path, name="my ``run`")
+    text = card_of(
+        replace(report, candidates=(report.candidates[0], replace(report.candidate("int8"), details=details)))
+    )
+    assert "of the run ``` my ``run` ```," in text
+    (literal,) = re.findall(r"^    (.*): np\.zeros", text, flags=re.MULTILINE)
+    assert ast.literal_eval(literal) == '😀 "x"\n`'
+
+
+def test_a_card_without_evaluation_speaks_of_no_drift(tmp_path: Path) -> None:
+    """Where the coverage in integers alone is known, nothing was compared, and the card says so."""
+    report = report_of(tmp_path)
+    winner = replace(report.candidate("int8"), metrics=(METRICS[0], Metric("integer_coverage", 0.5, "ratio")))
+    text = card_of(replace(report, candidates=(report.candidates[0], winner)))
+    assert "Neither drift nor accuracy was measured" in text
+    assert "Drift is against" not in text
+    assert "| multiply-accumulates in integers | 0.5 |  |  |\n\nNeither" in text
 
 
 def test_without_a_winner_there_is_no_card(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_the_table_fits_and_says_what_was_chosen(found: Proposal) -> None:
     marked = {row[0] for row in rows if row[-1] == "chosen"}
     assert marked
     assert marked <= set(found.facts["assigned"])
+    (base,) = {line.rpartition(" in ")[2] for line in lines if line.startswith("dB then, noise gone, time:")}
+    assert base == found.facts["base"]
+    assert "all shares and ratios are of figures before rounding" in lines
     assert "200 dB is out of reach with at most 50% in float" in " ".join(" ".join(lines).split())
 
 
