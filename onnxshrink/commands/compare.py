@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.flags import in_flags
 from onnxshrink.commands.options import AsJson, MaxSamples, Quiet, listening, show
 
 
@@ -46,7 +47,7 @@ def compare(
         "max_size": max_size,
     }
     given = {name: value for name, value in gates.items() if value is not None}
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
+    with in_flags(compare), listening(quiet=quiet, as_json=as_json) as (events, console):
         report = compare_models(
             reference,
             candidate,

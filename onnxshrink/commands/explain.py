@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onnxshrink.commands.flags import in_flags
 from onnxshrink.commands.options import AsJson, Quiet, listening
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def explain(
     isas: dict[str, Isa | None] = {"auto": None, "x86_vnni": "x86_vnni", "x86_avx2": "x86_avx2", "arm64": "arm64"}
     if out is not None:
         require_output(out, reference, candidate, data)
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
+    with in_flags(explain), listening(quiet=quiet, as_json=as_json) as (events, console):
         found = explain_files(
             reference,
             candidate,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.flags import in_flags
 from onnxshrink.commands.options import AsJson, MaxSamples, Quiet, listening, show_search
 
 _LIMITS = "What the model must keep (at least one)"
@@ -88,7 +89,7 @@ def fit(
         raise ConfigError("there is no limit to fit into", want="at least one limit", fix="--max-size 2MB")
     parallel = {"parallel": {"kind": "processes", "workers": workers}} if workers > 1 else {}
     target = out or model.with_suffix(".fit.onnx")
-    with listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
+    with in_flags(fit), listening(quiet=quiet, as_json=as_json, searching=True) as (events, console):
         report = fit_model(
             model,
             data,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.flags import in_flags
 from onnxshrink.commands.options import (
     AsJson,
     Format,
@@ -63,7 +64,7 @@ def quantize(
     }
     static = {"types": types, "format": format_, "method": method}
     stage |= {name: choice.value for name, choice in static.items() if choice is not None}
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
+    with in_flags(quantize), listening(quiet=quiet, as_json=as_json) as (events, console):
         report = quantize_model(
             model,
             data,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from onnxshrink.commands.flags import in_flags
 from onnxshrink.commands.options import AsJson, Granularity, MaxSamples, Method, Quiet, Types, listening
 
 
@@ -45,7 +46,7 @@ def sensitivity(
         "types": types.value,
         "method": method.value,
     }
-    with listening(quiet=quiet, as_json=as_json) as (events, console):
+    with in_flags(sensitivity), listening(quiet=quiet, as_json=as_json) as (events, console):
         found = find_sensitivity(model, data, stage=stage, max_samples=max_samples, events=events)
     if out is not None:
         write_atomically(out, found.to_yaml().encode())
