@@ -20,6 +20,7 @@ from onnxshrink.core.errors import ModelError
 from onnxshrink.core.events import Events, Silent
 from onnxshrink.core.files import require_files
 from onnxshrink.core.store import Store
+from onnxshrink.runtime.graph import load_model, require_float
 from onnxshrink.stages.memo import Memo
 
 
@@ -74,10 +75,11 @@ def find_sensitivity(
 
     Raises:
         ConfigError: A file is not there.
-        ModelError: The model has nothing to quantize, or nothing to choose.
+        ModelError: The model is quantized already, or has nothing to quantize, or nothing to choose.
         ShrinkError: As of `quantize_static`.
     """
     require_files(model=model, data=data)
+    require_float(load_model(model), where=str(model))
     settings = QuantizeMixed.model_validate(dict(stage or {}))
     roles = DataRoles(calibration=NpzData.model_validate({"npz": data, "max_samples": max_samples}))
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:

@@ -110,6 +110,23 @@ def test_a_model_without_a_choice_is_told(files: tuple[Path, Path]) -> None:
         find_sensitivity(*files, stage={"schemes": ["static"]})
 
 
+def test_a_model_that_is_quantized_already_is_refused_before_any_work(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file's name: nothing is optimized first."""
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    weights = {"scale": np.array(0.1, np.float32), "zero": np.array(0, np.uint8)}
+    path = tmp_path / "quantized.onnx"
+    onnx.save(nets.model_of(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, weights), path)
+    monkeypatch.setattr("onnxshrink.search.sensitivity.Memo", lambda *_: pytest.fail("it was worked on"))
+    with pytest.raises(ModelError, match="quantized already") as caught:
+        find_sensitivity(path, files[1])
+    assert caught.value.where == str(path)
+
+
 @pytest.mark.parametrize("out", ["nowhere/patch.yaml", "."])
 def test_an_output_that_cannot_be_written_stops_before_any_work(
     files: tuple[Path, Path], tmp_path: Path, out: str
