@@ -23,6 +23,8 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol, TypeAlias
 
 from onnxshrink.config.budget import Dask, Parallel, Processes
@@ -195,6 +197,7 @@ class _Pools:
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
         self._pool: ProcessPoolExecutor | None = None
+        self._ends: tuple[Connection, ...] = ()
 
     def open(self, anew: bool) -> Executor:  # noqa: FBT001  called by position, as any opener
         """The pool, or one in its place."""
@@ -202,31 +205,35 @@ class _Pools:
             self.close()
         if self._pool is None:
             threads = max(1, (os.cpu_count() or 1) // self._n_workers)
+            self._ends = multiprocessing.Pipe(duplex=False)
             self._pool = ProcessPoolExecutor(
                 self._n_workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_begin,
-                initargs=(threads,),
+                initargs=(threads, self._ends[0]),
             )
         return self._pool
 
     def close(self) -> None:
-        """End the processes; what they have not begun is called off."""
+        """End the processes, even one that works beyond its time: what comes next may be timed, alone."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            reading, writing = self._ends
+            writing.close()
+            self._pool.shutdown(cancel_futures=True)
+            reading.close()
             self._pool = None
 
 
-def _begin(threads: int) -> None:
-    """In a worker: share the cores, and end with the search, even one that was killed: else it would wait for ever."""
+def _begin(threads: int, pool: Connection) -> None:
+    """In a worker: share the cores, and end with the pool, or with a search that was killed: else it would wait on."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_end_with_search, daemon=True).start()
+    threading.Thread(target=_end_with, args=(pool,), daemon=True).start()
 
 
-def _end_with_search() -> None:
-    if (search := multiprocessing.parent_process()) is not None:
-        search.join()
-        os._exit(1)
+def _end_with(pool: Connection) -> None:
+    search = multiprocessing.parent_process()
+    wait_for([pool, *([search.sentinel] if search else [])])
+    os._exit(1)
 
 
 def _client(address: str) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -183,6 +184,33 @@ def test_workers_that_never_answer_are_given_up(monkeypatch: pytest.MonkeyPatch)
 
     with open_workers(None, Gone(lambda _: True)) as workers:
         assert list(workers(done, TASKS, until)) == []
+
+
+def endless(mark: Path, task: Task) -> Trial | None:
+    """A single step that tells nothing of itself, so that no deadline ends it."""
+    del task
+    mark.touch()
+    while True:
+        time.sleep(0.05)
+
+
+def test_no_worker_is_left_where_the_clock_comes_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that works far beyond its time is given up and ended: latency is never measured beside it."""
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.05)
+    mark, children = tmp_path / "begun", []
+
+    class Begun(Always):
+        def is_over(self) -> bool:
+            """As soon as it is at work."""
+            if mark.exists():
+                children.extend(multiprocessing.active_children())
+            return mark.exists()
+
+    with open_workers(Processes(workers=1)) as workers:
+        assert list(workers(partial(endless, mark), TASKS[:1], Begun())) == []
+    assert children
+    assert multiprocessing.active_children() == []
 
 
 def test_a_cluster_that_is_not_there_is_told() -> None:
