@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -226,6 +227,7 @@ class _Pools:
 
 def _begin(threads: int, pool: Connection) -> None:
     """In a worker: share the cores, and end with the pool, or with a search that was killed: else it would wait on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them: the search alone speaks, and ends them
     os.environ["OMP_NUM_THREADS"] = str(threads)
     threading.Thread(target=_end_with, args=(pool,), daemon=True).start()
 

@@ -235,7 +235,8 @@ import os, signal
 from onnxshrink.search.workers import _Pools
 
 if __name__ == "__main__":
-    print(_Pools(1).open(False).submit(os.getpid).result(), flush=True)
+    pools = _Pools(1)
+    print(pools.open(False).submit(os.getpid).result(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -251,6 +252,40 @@ def test_workers_end_with_a_search_that_is_killed(tmp_path: Path) -> None:
     while _lives(int(done.stdout)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not _lives(int(done.stdout))
+
+
+_INTERRUPTED = """
+import os, signal, time
+from onnxshrink.search.workers import _Pools
+
+if __name__ == "__main__":
+    pools = _Pools(1)
+    pools.open(False).submit(os.getpid).result()  # the worker has begun
+    try:
+        os.killpg(0, signal.SIGINT)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    time.sleep(0.5)  # time for a worker to say something
+    pools.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_is_left_to_the_search_to_tell(tmp_path: Path) -> None:
+    """A terminal sends it to every process of the group; the workers print no traceback of theirs, and end."""
+    script = tmp_path / "interrupted_search.py"
+    script.write_text(_INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def _lives(pid: int) -> bool:
