@@ -131,6 +131,10 @@ def _explain(error: ErrorDetails, document: Any, origin: str) -> ConfigError:
             wanted = _WANTED[kind].format_map(context)
             what = "there is no value" if error["input"] is None else f"the value is wrong: {got}"
             return ConfigError(what, where=where, got=got, want=wanted, fix=f"give {wanted}, or leave the option out")
+        case _ if " is wanted" in error["msg"]:
+            wanted = re.sub(",? is wanted", "", error["msg"])
+            fix = f"give {wanted.partition(',')[0]}, or leave the option out"
+            return ConfigError(f"the value is wrong: {got}", where=where, got=got, want=wanted, fix=fix)
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return ConfigError(f"the value is wrong: {message}", where=where, got=got, want=message)

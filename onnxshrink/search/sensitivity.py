@@ -12,9 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from onnxshrink.config.data import DataRoles, NpzData
-from onnxshrink.config.source import OnnxSource
-from onnxshrink.config.stages import Optimize, QuantizeMixed, QuantizeStatic
+from onnxshrink.config.load import validate
+from onnxshrink.config.stages import QuantizeMixed, QuantizeStatic
 from onnxshrink.core.artifact import Facts
 from onnxshrink.core.errors import ModelError
 from onnxshrink.core.events import Events, Silent
@@ -74,17 +73,22 @@ def find_sensitivity(
         events: Listener for progress.
 
     Raises:
-        ConfigError: A file is not there.
+        ConfigError: A file is not there, or a setting is wrong.
         ModelError: The model is quantized already, or has nothing to quantize, or nothing to choose.
         ShrinkError: As of `quantize_static`.
     """
     require_files(model=model, data=data)
     require_float(load_model(model), where=str(model))
-    settings = QuantizeMixed.model_validate(dict(stage or {}))
-    roles = DataRoles(calibration=NpzData.model_validate({"npz": data, "max_samples": max_samples}))
+    document = {
+        "model": {"onnx": model},
+        "data": {"calibration": {"npz": data, "max_samples": max_samples}},
+        "stages": [{"kind": "optimize"}, {"kind": "quantize_mixed", **(stage or {})}],
+    }
+    config = validate({"name": "sensitivity", **document}, base=Path(), origin="arguments")
+    settings = next(one for one in config.stages if isinstance(one, QuantizeMixed))
     with tempfile.TemporaryDirectory(prefix="onnxshrink-") as folder:
-        memo = Memo(Store(Path(folder)), roles, 0, events or Silent())
-        memo.fold(memo.open(OnnxSource(onnx=model)), [Optimize(), settings])
+        memo = Memo(Store(Path(folder)), config.data, 0, events or Silent())
+        memo.fold(memo.open(config.model), config.stages)
         facts = next(step.facts for step in memo.steps if step.kind == settings.kind)
     if "declined" in facts:
         raise ModelError(facts["declined"], where=str(model), want="MatMul, Gemm, Conv or the like")

@@ -101,6 +101,7 @@ SMALL = {"max_size": "1 MB"}
         ({"budget": {**SMALL, "vary": {"data.calibration.npz": ["a.npz"]}}}, "budget.vary", "cannot be varied"),
         ({"budget": {**SMALL, "vary": {"stages[0].level": []}}}, "budget.vary", "[]"),
         ({"budget": {**SMALL, "time_limit": "soon"}}, "budget.time_limit", "soon"),
+        ({"budget": {**SMALL, "time_limit": "soon"}}, "budget.time_limit", "give a duration, or leave the option out"),
         ({"budget": {**SMALL, "max_trials": 0}}, "budget.max_trials", "0"),
         ({"budget": {**SMALL, "max_trials": True}}, "budget.max_trials", "True"),
         ({"budget": {**SMALL, "parallel": {"kind": "threads"}}}, "budget.parallel", "threads"),

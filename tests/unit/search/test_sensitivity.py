@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,6 @@ def test_mistakes_are_told(files: tuple[Path, Path], tmp_path: Path) -> None:
     onnx.save(erf, tmp_path / "erf.onnx")
     with pytest.raises(ModelError, match="no node"):
         find_sensitivity(tmp_path / "erf.onnx", files[1])
+    with pytest.raises(ConfigError, match="nan") as caught:
+        find_sensitivity(*files, stage={"min_sqnr_db": math.nan})
+    assert (caught.value.want, bool(caught.value.fix)) == ("a finite number", True)
