@@ -60,8 +60,9 @@ def test_a_result_for_this_machine_is_keyed_by_its_processor(tmp_path: Path, mon
         assert len(made) == count, (isa, stage)
 
 
-def test_cuda_is_refused_before_any_work(tmp_path: Path) -> None:
-    """A variant of quantize_static with a cuda target stops at once; variants without it do not."""
+def test_cuda_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CUDA is there, a variant of quantize_static for it stops at once; variants without it do not."""
+    monkeypatch.setattr("onnxshrink.stages.preflight.require_provider", lambda _: "CUDAExecutionProvider")
     config = {
         "model": {"onnx": _model(tmp_path)},
         "data": {"calibration": {"npz": tmp_path / "d.npz"}},
