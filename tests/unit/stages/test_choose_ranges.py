@@ -115,7 +115,7 @@ def test_figures_are_those_of_the_file(network: str, types: str) -> None:
     bench = Bench(model, nets.samples_of(model, COUNT) if network == "cnn" else spiky(), types=types)
     chosen = bench.chosen()
     for method, ranges in (*bench.candidates.items(), ("auto", chosen.ranges)):
-        assert chosen.facts["sqnr_db"][method] == pytest.approx(bench.sqnr_db(ranges), abs=0.3)
+        assert chosen.facts["sqnr_db"][method] == pytest.approx(bench.sqnr_db(ranges), abs=1)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -69,9 +69,9 @@ def test_the_files_give_the_models_own_numbers(tmp_path: Path, kind: str) -> Non
     want = Session(source.model_path).run(samples)["y"]
     for style, found in facts["files"].items():
         got = open_ort(out / found["file"], replay=style == "runtime").run(samples)["y"]
-        np.testing.assert_allclose(got, want, atol=1e-6)
+        np.testing.assert_allclose(got, want, atol=1e-5)
         assert found["bytes"] == (out / found["file"]).stat().st_size
-        assert found["max_error_from_deployed"] < 1e-6
+        assert found["max_error_from_deployed"] < 1e-5
     assert list(facts["files"]) == ["fixed", "runtime"]
 
 

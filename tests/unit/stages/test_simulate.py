@@ -318,7 +318,7 @@ def noise_of(made: Bench, original: Any, artifact: Any, variant: QuantizeStatic 
     ("scheme", "share"),
     [
         (QuantizeWeights(bits=4, block_size=32, activations="float"), 0.7),
-        (QuantizeStatic(granularity="per_tensor", method="mse", reduce_range=True, isa="x86_vnni"), 0.9),
+        (QuantizeStatic(granularity="per_tensor", method="mse", reduce_range=True, isa="x86_vnni"), 1.0),
     ],
     ids=["int4", "7 bits per tensor"],
 )
