@@ -110,23 +110,22 @@ def text_of(path: Path) -> str:
         return ""
 
 
-@pytest.mark.parametrize("parallel", [None, {"kind": "processes", "workers": 2}])
-def test_a_search_trains_in_groups(folder: Path, parallel: dict[str, Any] | None) -> None:
+def test_a_search_trains_in_groups(folder: Path) -> None:
     """Two processes each, here and in the workers of a pool: the losses of one process, the same trials."""
     assert processes.launched() == (0, 1)
     alone, one = searched(folder, "alone")
-    report, two = searched(folder, "together", processes_per_training=2, parallel=parallel)
-    assert report.winner == alone.winner is not None
-    if parallel is None:
-        points = [[(t["number"], t["point"], t["status"]) for t in search["trials"]] for search in (one, two)]
-        assert points[0] == points[1]
-    ours, theirs = trainings(report), trainings(alone)
-    assert {count for count, _ in ours.values()} == {2}
+    together, two = searched(folder, "together", processes_per_training=2)
+    pool = {"kind": "processes", "workers": 2}
+    in_workers, _ = searched(folder, "in_workers", processes_per_training=2, parallel=pool)
+    assert in_workers.winner == together.winner == alone.winner is not None
+    points = [[(t["number"], t["point"], t["status"]) for t in search["trials"]] for search in (one, two)]
+    assert points[0] == points[1]
+    theirs, ours = trainings(alone), trainings(together)
+    assert {count for count, _ in (*ours.values(), *trainings(in_workers).values())} == {2}
     assert {count for count, _ in theirs.values()} == {None}
-    if parallel is None:
-        assert ours.keys() == theirs.keys()
-        for name, (_, losses) in theirs.items():
-            np.testing.assert_allclose(ours[name][1], losses, atol=1e-4, err_msg=name)
+    assert ours.keys() == theirs.keys()
+    for name, (_, losses) in theirs.items():
+        np.testing.assert_allclose(ours[name][1], losses, atol=1e-4, err_msg=name)
     assert processes.launched() == (0, 1)
     assert "WORLD_SIZE" not in os.environ
     assert children() == []
