@@ -36,7 +36,7 @@ def test_each_fault_in_one_node(case: mutations.Case) -> None:
 
 @pytest.mark.slow
 def test_faults_everywhere() -> None:
-    """Every other fault in every node of five networks: 19 of 20 are named right, node and cause. The bench plants all."""
+    """Every other fault in every node of five networks: 19 of 20 are named right. The bench plants all."""
     cases = list(mutations.cases())[::2]
     wrong = {case.name: found for case in cases if (found := said(case.run())) != (case.cause, case.node)}
     assert len(cases) > 75
